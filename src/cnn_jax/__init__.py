@@ -1,0 +1,1 @@
+"""Image-classifying CNNs in JAX and Flax."""

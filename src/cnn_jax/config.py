@@ -1,0 +1,141 @@
+"""Everything a run is determined by, in one flat record."""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from types import NoneType
+from typing import Any, Self
+
+import yaml
+
+from cnn_jax.errors import UsageError
+
+PRESETS = resources.files("cnn_jax") / "configs"
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The settings of a run, validated when made.
+
+    Raises:
+        UsageError: a value of the wrong type or out of range.
+    """
+
+    epochs: int = 10
+    """Passes over the training set."""
+
+    batch_size: int = 100
+    """Examples per step."""
+
+    learning_rate: float = 0.01
+    """Adam's."""
+
+    dataset: str = "auto"
+    """fashion_mnist, mnist, kmnist, digits, tfds:NAME, or auto: Fashion-MNIST where its files are on disk or can
+    be downloaded, else the embedded digits."""
+
+    data_dir: str | None = None
+    """Where data sets are kept or already lie; else CNN_JAX_DATA_DIR, else the user's cache directory."""
+
+    shuffle: bool = True
+    """A new order of the training examples each epoch, a function of seed and epoch alone."""
+
+    model: str = "cnn"
+    """The architecture; cnn is the lesson's."""
+
+    seed: int = 0
+    """Determines the initial parameters and the order of the examples."""
+
+    target_accuracy: float | None = None
+    """Stop after the first epoch whose test accuracy reaches it, a fraction; if none does, exit status 3."""
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            _check_type(name, getattr(self, name), hint)
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0 or math.isinf(getattr(self, name)):
+                raise UsageError(f"{name} must be a finite number above zero, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed must be between 0 and {2**32 - 1}, not {self.seed}")
+        if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
+            raise UsageError(f"target_accuracy is a fraction between 0 and 1, not {self.target_accuracy}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str) -> Self:
+        """The config with ``values`` in place of the defaults.
+
+        Args:
+            values: settings by field name.
+            source: where they come from, for the messages.
+
+        Raises:
+            UsageError: an unknown key (the nearest known one is suggested) or a bad value.
+        """
+        hints = typing.get_type_hints(cls)
+        for key in values:
+            if key not in hints:
+                raise UsageError(f"{source}: unknown key {key!r}{suggest(str(key), hints)}")
+        try:
+            return cls(**{key: _number(value, hints[key]) for key, value in values.items()})
+        except UsageError as error:
+            raise UsageError(f"{source}: {error}") from None
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> Self:
+        """Read a YAML file, or the preset of that bare name that ships with the package.
+
+        Raises:
+            UsageError: no such file or preset, not YAML, or not a valid config.
+        """
+        path = Path(source)
+        if not path.exists() and path.name == str(source) and not path.suffix:
+            path = PRESETS / f"{source}.yaml"
+            if not path.is_file():
+                presets = sorted(Path(preset.name).stem for preset in PRESETS.iterdir())
+                raise UsageError(
+                    f"no preset or file {str(source)!r}{suggest(str(source), presets)}; presets: {', '.join(presets)}"
+                )
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UsageError(f"cannot read the config {source}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{source} is not a YAML file: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise UsageError(f"{source} holds no settings: lines of the form 'epochs: 10' are expected")
+        return cls.from_mapping(values, str(source))
+
+    def to_yaml(self) -> str:
+        """The config as YAML that ``from_yaml`` reads back to an equal one."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
+
+
+def suggest(given: str, known: Iterable[str]) -> str:
+    """A sentence's ending that names the known word nearest to a given one, or nothing where none is near."""
+    nearest = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def _number(value: Any, hint: Any) -> Any:
+    # YAML 1.1 reads 1e-3, for want of a dot, as text.
+    if isinstance(value, str) and float in (hint, *typing.get_args(hint)):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _check_type(name: str, value: Any, hint: Any) -> None:
+    accepted = typing.get_args(hint) or (hint,)
+    # bool is a subclass of int, and an int is as good as a float.
+    exact = type(value) in accepted or (type(value) is int and float in accepted)
+    if not exact:
+        expected = " or ".join("nothing" if kind is NoneType else TYPE_NAMES[kind] for kind in accepted)
+        raise UsageError(f"{name} must be {expected}, not {value!r}")

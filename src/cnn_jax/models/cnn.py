@@ -1,0 +1,35 @@
+"""The lesson's network."""
+
+import flax.linen as nn
+import jax
+
+from cnn_jax.errors import UsageError
+from cnn_jax.models.conv import Conv, max_pool
+from cnn_jax.models.layers import Dense
+
+
+class CNN(nn.Module):
+    """A LeNet-like network (LeCun et al., "Gradient-based learning applied to document recognition", 1998).
+
+    32,998 parameters on 28x28x1 images and ten classes.
+
+    Attributes:
+        num_classes: one logit each.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Float32 images ``[N, H, W, C]`` to float32 logits ``[N, num_classes]``."""
+        height, width = images.shape[1:3]
+        if min(height, width) < 16:
+            raise UsageError(f"the network cnn needs images of at least 16x16 pixels, not {height}x{width}")
+        x = nn.relu(Conv(6, (5, 5), name="conv1")(images))
+        x = max_pool(x)
+        x = nn.relu(Conv(12, (5, 5), name="conv2")(x))
+        x = max_pool(x)
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(Dense(120, name="fc1")(x))
+        x = nn.relu(Dense(60, name="fc2")(x))
+        return Dense(self.num_classes, name="out")(x)
