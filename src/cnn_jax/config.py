@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import NoneType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
+from tyro.conf import arg
 
 from cnn_jax.errors import UsageError
 
@@ -37,10 +38,9 @@ class Config:
     """Adam's."""
 
     dataset: str = "auto"
-    """fashion_mnist, mnist, kmnist, digits, tfds:NAME, or auto: Fashion-MNIST where its files are on disk or can
-    be downloaded, else the embedded digits."""
+    """fashion_mnist, mnist, kmnist, digits, tfds:NAME, or auto: Fashion-MNIST if it can be had, else digits."""
 
-    data_dir: str | None = None
+    data_dir: Annotated[str | None, arg(metavar="DIR")] = None
     """Where data sets are kept or already lie; else CNN_JAX_DATA_DIR, else the user's cache directory."""
 
     shuffle: bool = True
@@ -52,8 +52,8 @@ class Config:
     seed: int = 0
     """Determines the initial parameters and the order of the examples."""
 
-    target_accuracy: float | None = None
-    """Stop after the first epoch whose test accuracy reaches it, a fraction; if none does, exit status 3."""
+    target_accuracy: Annotated[float | None, arg(metavar="FLOAT")] = None
+    """Stop after the first epoch whose test accuracy, a fraction, reaches it; if none does, exit status 3."""
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self)).items():

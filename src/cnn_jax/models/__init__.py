@@ -2,6 +2,19 @@
 
 import flax.linen as nn
 
+from cnn_jax.config import suggest
+from cnn_jax.errors import UsageError
 from cnn_jax.models.cnn import CNN
 
 MODELS: dict[str, type[nn.Module]] = {"cnn": CNN}
+
+
+def create_model(name: str, num_classes: int) -> nn.Module:
+    """The architecture of that name, with one logit a class.
+
+    Raises:
+        UsageError: no such architecture.
+    """
+    if name not in MODELS:
+        raise UsageError(f"unknown model {name!r}{suggest(name, MODELS)}; known: {', '.join(MODELS)}")
+    return MODELS[name](num_classes=num_classes)

@@ -1,1 +1,1 @@
-""""""
+"""What people look at: lines, tables and pictures."""

@@ -1,1 +1,1 @@
-""""""
+"""The state of training, and what changes it."""

@@ -1,0 +1,71 @@
+"""What the commands have in common: flags in, one line for an error, an exit status out."""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from cnn_jax.config import suggest
+from cnn_jax.errors import CnnJaxError, UsageError
+
+Flags = TypeVar("Flags")
+
+
+def run(main: Callable[[Sequence[str]], int]) -> int:
+    """Call a command with the process's arguments.
+
+    Returns:
+        The exit status: the command's own, 1 for what failed, 2 for what the user gave, 130 for Ctrl-C.
+    """
+    notices = logging.getLogger("cnn_jax")
+    notices.addHandler(logging.StreamHandler())
+    notices.propagate = False
+    try:
+        return main(sys.argv[1:])
+    except CnnJaxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def parse(flags: type[Flags], args: Sequence[str], *, module: str, default: Flags | None = None) -> Flags:
+    """Read the command line into a flat dataclass.
+
+    Args:
+        flags: the dataclass; ``--batch-size`` and ``--batch_size`` both set its ``batch_size``.
+        args: the words of the command line.
+        module: the command's, for the messages.
+        default: an instance whose values hold where no flag is given.
+
+    Raises:
+        UsageError: an unknown flag (the nearest known one is suggested), or a value of the wrong type.
+        SystemExit: help was asked for, and given.
+    """
+    program = f"python -m {module}"
+    defaults = {} if default is None else {"default": default}
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            values, unknown = tyro.cli(flags, args=args, prog=program, return_unknown_args=True, **defaults)
+    except SystemExit as exit:
+        if not exit.code:
+            raise
+        raise UsageError(f"{_one_line(messages.getvalue())}; see {program} --help") from None
+    if unknown:
+        known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(flags)]
+        raise UsageError(f"unknown argument {unknown[0]!r}{suggest(unknown[0], known)}; see {program} --help")
+    return values
+
+
+def _one_line(box: str) -> str:
+    # tyro draws a box: its title, what is wrong, and below a rule what can be known from --help.
+    lines = [line.strip("│| \n") for line in box.splitlines()[1:-1]]
+    rules = [number for number, line in enumerate(lines) if line and not line.strip("─-")]
+    return " ".join(lines[: rules[0]] if rules else lines).removeprefix("Error parsing ").rstrip(".")

@@ -1,0 +1,221 @@
+"""The lesson's loop: batches into chunks, chunks into epochs."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.training.train_state import TrainState
+
+from cnn_jax.config import Config
+from cnn_jax.data import Dataset
+from cnn_jax.data.order import epoch_order
+from cnn_jax.models import create_model
+from cnn_jax.training.metrics import Metrics
+from cnn_jax.training.state import create_train_state
+from cnn_jax.training.step import Batch, Params, eval_step, train_step
+
+CHUNK = 100
+"""Steps per call of the compiled program: as many as the host leaves unwatched."""
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch came to; as text, the line that the command prints.
+
+    Attributes:
+        epoch: counted from 0.
+        step: steps taken since training began.
+        total_correct: training examples classified rightly, each before the update it took part in.
+        loss: sum of the batches' mean losses.
+        train_accuracy: ``total_correct`` as a fraction.
+        test_loss: mean over the test examples, after the epoch.
+        test_accuracy: fraction of the test examples, after the epoch.
+        seconds: of training, without compilation and evaluation.
+        images_per_second: training examples over ``seconds``.
+    """
+
+    epoch: int
+    step: int
+    total_correct: int
+    loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    seconds: float
+    images_per_second: float
+
+    def __str__(self) -> str:
+        return (
+            f"epoch: {self.epoch} total_correct: {self.total_correct} loss: {self.loss:.2f} "
+            f"test_accuracy: {self.test_accuracy:.4f} test_loss: {self.test_loss:.4f} "
+            f"seconds: {self.seconds:.2f} images_per_second: {self.images_per_second:.0f}"
+        )
+
+
+def num_steps(num_examples: int, batch_size: int) -> int:
+    """Batches that a pass over the examples takes, the last one as short as it comes."""
+    return -(-num_examples // batch_size)
+
+
+def take_batch(images: jax.Array, labels: jax.Array, order: jax.Array, step: jax.Array, batch_size: int) -> Batch:
+    """The batch of one step of an epoch.
+
+    Args:
+        images: uint8 ``[N, H, W, C]``, the whole split.
+        labels: int32 ``[N]``.
+        order: int32 ``[steps * batch_size]``: the order of the examples, filled up to whole batches.
+        step: of the epoch, counted from 0.
+        batch_size: examples per batch.
+    """
+    positions = step * batch_size + jnp.arange(batch_size)
+    indices = jax.lax.dynamic_slice_in_dim(order, step * batch_size, batch_size)
+    return Batch(images[indices], labels[indices], positions < len(labels))
+
+
+@partial(jax.jit, static_argnames="batch_size", donate_argnames="state")
+def train_chunk(
+    state: TrainState,
+    metrics: Metrics,
+    images: jax.Array,
+    labels: jax.Array,
+    order: jax.Array,
+    first: jax.Array,
+    last: jax.Array,
+    *,
+    batch_size: int,
+) -> tuple[TrainState, Metrics]:
+    """Steps ``first`` to ``last`` (exclusive) of an epoch as one program, whatever their number.
+
+    The other arguments are those of ``take_batch``. The sums in ``metrics`` are carried on in the order of the
+    steps, so that they come out the same to the bit however an epoch is cut into chunks.
+    """
+
+    def body(step: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        state, metrics = carry
+        state, step_metrics = train_step(state, take_batch(images, labels, order, step, batch_size))
+        return state, metrics + step_metrics
+
+    return jax.lax.fori_loop(first, last, body, (state, metrics))
+
+
+@partial(jax.jit, static_argnames=("apply_fn", "batch_size"))
+def evaluate(
+    params: Params, apply_fn: Callable[..., jax.Array], images: jax.Array, labels: jax.Array, *, batch_size: int
+) -> tuple[Metrics, jax.Array]:
+    """Score a whole split, every example once.
+
+    Returns:
+        The metrics, whose loss is summed over the examples, and the logits ``[N, classes]``.
+    """
+    steps = num_steps(len(labels), batch_size)
+    order = jnp.resize(jnp.arange(len(labels)), steps * batch_size)
+
+    def body(metrics: Metrics, step: jax.Array) -> tuple[Metrics, jax.Array]:
+        step_metrics, logits = eval_step(params, apply_fn, take_batch(images, labels, order, step, batch_size))
+        return metrics + step_metrics, logits
+
+    metrics, logits = jax.lax.scan(body, Metrics.zero(), jnp.arange(steps))
+    return metrics, logits.reshape(steps * batch_size, -1)[: len(labels)]
+
+
+class ChunkReport(NamedTuple):
+    """How far an epoch has come: ``steps_done`` of ``steps`` steps, and their metrics, on the device."""
+
+    epoch: int
+    steps_done: int
+    steps: int
+    metrics: Metrics
+
+
+class Trainer:
+    """A config's training and evaluation on a data set, whose examples it holds on the device.
+
+    Attributes:
+        steps_per_epoch: batches an epoch.
+
+    Raises:
+        UsageError: unknown model, or images too small for it.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset):
+        self.steps_per_epoch = num_steps(len(dataset.train), config.batch_size)
+        self._config = config
+        self._image_shape = dataset.image_shape
+        self._model = create_model(config.model, len(dataset.class_names))
+        jax.eval_shape(self.initial_state)  # refuses images too small for the model before anything is made
+        self._train, self._test = (jax.device_put((s.images, s.labels)) for s in (dataset.train, dataset.test))
+
+    def initial_state(self) -> TrainState:
+        """The state at step 0, a function of the config's seed."""
+        key = jax.random.key(self._config.seed)
+        return create_train_state(self._model, self._image_shape, self._config.learning_rate, key)
+
+    def compile(self) -> float:
+        """Have both programs compiled, by a chunk of no steps and an evaluation; returns the seconds it took."""
+        began = time.perf_counter()
+        state, _ = self._train_chunk(self.initial_state(), Metrics.zero(), self._order(epoch=0), 0, 0)
+        jax.block_until_ready(self.evaluate(state.params))
+        return time.perf_counter() - began
+
+    def epochs(
+        self, state: TrainState, on_chunk: Callable[[ChunkReport], None]
+    ) -> Iterator[tuple[EpochRecord, TrainState]]:
+        """Train from the end of any epoch, or from step 0, to the config's last epoch.
+
+        Args:
+            state: where to begin; its memory is reused.
+            on_chunk: told how far the epoch has come, each time when the next chunk is already dispatched.
+
+        Yields:
+            Each epoch's record, and the state after it, whose memory the next epoch reuses.
+        """
+        for epoch in range(int(state.step) // self.steps_per_epoch, self._config.epochs):
+            began = time.perf_counter()
+            state, metrics = self._train_epoch(state, epoch, on_chunk)
+            seconds = time.perf_counter() - began
+            test_metrics, _ = self.evaluate(state.params)
+            yield self._record(epoch, metrics, jax.device_get(test_metrics), seconds), state
+
+    def evaluate(self, params: Params) -> tuple[Metrics, jax.Array]:
+        """Metrics and logits of the test examples, as ``evaluate`` gives them."""
+        return evaluate(params, self._model.apply, *self._test, batch_size=self._config.batch_size)
+
+    def _train_epoch(
+        self, state: TrainState, epoch: int, on_chunk: Callable[[ChunkReport], None]
+    ) -> tuple[TrainState, Metrics]:
+        order = self._order(epoch)
+        metrics = Metrics.zero()
+        for first in range(0, self.steps_per_epoch, CHUNK):
+            last = min(first + CHUNK, self.steps_per_epoch)
+            report = ChunkReport(epoch, first, self.steps_per_epoch, metrics)
+            state, metrics = self._train_chunk(state, metrics, order, first, last)
+            on_chunk(report)
+        return state, jax.device_get(metrics)
+
+    def _train_chunk(
+        self, state: TrainState, metrics: Metrics, order: jax.Array, first: int, last: int
+    ) -> tuple[TrainState, Metrics]:
+        return train_chunk(state, metrics, *self._train, order, first, last, batch_size=self._config.batch_size)
+
+    def _record(self, epoch: int, train: Metrics, test: Metrics, seconds: float) -> EpochRecord:
+        return EpochRecord(
+            epoch=epoch,
+            step=(epoch + 1) * self.steps_per_epoch,
+            total_correct=int(train.num_correct),
+            loss=float(train.loss),
+            train_accuracy=float(train.num_correct / train.num_examples),
+            test_loss=float(test.loss / test.num_examples),
+            test_accuracy=float(test.num_correct / test.num_examples),
+            seconds=seconds,
+            images_per_second=float(train.num_examples / seconds),
+        )
+
+    def _order(self, epoch: int) -> jax.Array:
+        _, labels = self._train
+        order = epoch_order(len(labels), self._config.seed, epoch, self._config.shuffle)
+        return jax.device_put(np.resize(order, self.steps_per_epoch * self._config.batch_size))

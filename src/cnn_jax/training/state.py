@@ -1,0 +1,43 @@
+"""The state that training carries from step to step."""
+
+from functools import cache
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training.train_state import TrainState
+
+
+@cache
+def optimizer(learning_rate: float) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba, https://arxiv.org/abs/1412.6980); its other constants are the paper's, as in PyTorch.
+
+    The same object for the same rate: a state carries it as part of its type, and a program compiled for one state
+    takes another only if they agree in it.
+    """
+    return optax.adam(learning_rate)
+
+
+def create_train_state(
+    model: nn.Module, image_shape: tuple[int, int, int], learning_rate: float, key: jax.Array
+) -> TrainState:
+    """Initial parameters and optimiser state, at step 0.
+
+    Args:
+        model: maps float32 images ``[N, H, W, C]`` to logits.
+        image_shape: ``(H, W, C)``.
+        learning_rate: Adam's.
+        key: determines the parameters.
+
+    Raises:
+        UsageError: the images are too small for the model.
+    """
+
+    def init(key: jax.Array) -> TrainState:
+        params = model.init(key, jnp.zeros((1, *image_shape)))["params"]
+        return TrainState.create(apply_fn=model.apply, params=params, tx=optimizer(learning_rate))
+
+    # Under jit, so that the step, a 32-bit integer on the device from the start, does not make
+    # the training program compile twice.
+    return jax.jit(init)(key)

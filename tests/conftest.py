@@ -1,0 +1,37 @@
+"""Small data that every test can afford."""
+
+import jax
+import numpy as np
+import pytest
+
+from cnn_jax.data import Dataset, Split
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """What one test has compiled, the next one and the commands that it starts need not compile again."""
+    cache = tmp_path_factory.mktemp("compilation-cache")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "jax_compilation_cache_dir": str(cache),
+            "jax_persistent_cache_min_compile_time_secs": 0.0,
+        }.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        yield
+
+
+def make_split(num_examples: int, num_classes: int, seed: int) -> Split:
+    """Noise with a bright square whose place tells the class, so that there is something to learn."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 100, (num_examples, 16, 16, 1), dtype=np.uint8)
+    labels = rng.integers(0, num_classes, num_examples, dtype=np.int32)
+    for image, label in zip(images, labels, strict=True):
+        image[4 * label : 4 * label + 4, 4:12] = 255
+    return Split(images, labels)
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    """Three classes of 16x16 images, 47 to train on and 23 to test on: no multiples of any batch size used."""
+    return Dataset("squares", make_split(47, 3, seed=0), make_split(23, 3, seed=1), ("top", "middle", "bottom"))

@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn_jax.errors import UsageError
+from cnn_jax.models import create_model
+
+
+def params_of(shape, num_classes=10):
+    return create_model("cnn", num_classes).init(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+
+
+def test_number_of_parameters_is_the_lessons():
+    # conv1 5*5*1*6+6, conv2 5*5*6*12+12, fc1 192*120+120, fc2 120*60+60, out 60*10+10
+    assert sum(x.size for x in jax.tree.leaves(params_of((28, 28, 1)))) == 156 + 1812 + 23160 + 7260 + 610 == 32998
+
+
+@pytest.mark.parametrize(("shape", "num_classes"), [((28, 28, 1), 10), ((16, 16, 3), 2), ((33, 21, 3), 100)])
+def test_one_logit_a_class(shape, num_classes):
+    model = create_model("cnn", num_classes)
+    logits = model.apply({"params": params_of(shape, num_classes)}, jnp.ones((4, *shape)))
+    assert logits.shape == (4, num_classes)
+    assert logits.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("layer", "fan_in"), [("conv1", 25), ("conv2", 150), ("fc1", 192), ("fc2", 120), ("out", 60)]
+)
+def test_initialised_as_pytorch(layer, fan_in):
+    params = params_of((28, 28, 1))[layer]
+    bound = fan_in**-0.5
+    for values in (np.asarray(params["kernel"]), np.asarray(params["bias"])):
+        assert np.abs(values).max() <= bound
+    kernel = np.asarray(params["kernel"], dtype=np.float64).ravel()
+    # The sample variance of n uniform draws has a relative standard deviation of sqrt(0.8 / n): kurtosis 9/5.
+    assert kernel.var() == pytest.approx(bound**2 / 3, rel=5 * (0.8 / kernel.size) ** 0.5)
+    assert kernel.mean() == pytest.approx(0, abs=5 * (bound**2 / 3 / kernel.size) ** 0.5)
+
+
+def test_biases_spread_over_their_bounds():
+    seeds = jax.random.split(jax.random.key(1), 200)
+    model = create_model("cnn", 10)
+    biases = jax.vmap(lambda key: model.init(key, jnp.zeros((1, 16, 16, 1)))["params"]["conv1"]["bias"])(seeds)
+    assert np.asarray(biases, np.float64).var() == pytest.approx(1 / 25 / 3, rel=5 * (0.8 / biases.size) ** 0.5)
+
+
+@pytest.mark.parametrize("shape", [(15, 28, 1), (28, 15, 1), (8, 8, 1)])
+def test_images_too_small_are_refused(shape):
+    with pytest.raises(UsageError, match=f"needs images of at least 16x16 pixels, not {shape[0]}x{shape[1]}"):
+        params_of(shape)
+
+
+def test_unknown_model_is_refused():
+    with pytest.raises(UsageError, match="unknown model 'cmn'; did you mean 'cnn'\\?"):
+        create_model("cmn", 10)

@@ -1,0 +1,144 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cnn_jax.config import Config
+from cnn_jax.data.order import epoch_order
+from cnn_jax.training import loop
+from cnn_jax.training.loop import EpochRecord, Trainer, take_batch
+from cnn_jax.training.step import Batch, eval_step, train_step
+
+CONFIG = Config(epochs=2, batch_size=10, dataset="squares", seed=3)
+
+
+def train(config, dataset, state=None):
+    trainer = Trainer(config, dataset)
+    trainer.compile()
+    # A copy of the parameters, since the next epoch reuses their memory.
+    return [
+        (record, jax.tree.map(np.array, state.params))
+        for record, state in trainer.epochs(trainer.initial_state() if state is None else state, lambda report: None)
+    ]
+
+
+def test_take_batch_masks_what_fills_up_the_last_batch():
+    images, labels = jnp.arange(7, dtype=jnp.uint8).reshape(7, 1, 1, 1), jnp.arange(7)
+    order = jnp.array([3, 1, 2, 0, 6, 5, 4, 3])
+    batch = take_batch(images, labels, order, jnp.int32(1), 4)
+    np.testing.assert_array_equal(batch.labels, [6, 5, 4, 3])
+    np.testing.assert_array_equal(batch.images.ravel(), [6, 5, 4, 3])
+    np.testing.assert_array_equal(batch.mask, [True, True, True, False])
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_epoch_is_the_lessons_loop(dataset, shuffle):
+    """The compiled epoch gives what a Python loop over unpadded batches gives."""
+    config = dataclasses.replace(CONFIG, shuffle=shuffle)
+    (record, params), *_ = train(config, dataset)
+
+    state = Trainer(config, dataset).initial_state()
+    order = epoch_order(47, config.seed, 0, shuffle)
+    total_loss, total_correct = 0.0, 0
+    for first in range(0, 47, 10):
+        indices = order[first : first + 10]
+        images, labels = dataset.train.images[indices], dataset.train.labels[indices]
+        state, metrics = train_step(state, Batch(images, labels, np.ones(len(labels), bool)))
+        total_loss += float(metrics.loss)
+        total_correct += int(metrics.num_correct)
+    assert record.step == state.step == 5
+    assert record.total_correct == total_correct
+    assert record.loss == pytest.approx(total_loss, rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, state.params)
+
+
+def test_every_test_example_counts_once(dataset):
+    trainer = Trainer(CONFIG, dataset)
+    trainer.compile()
+    state = trainer.initial_state()
+    metrics, logits = trainer.evaluate(state.params)
+    whole = Batch(dataset.test.images, dataset.test.labels, np.ones(23, bool))
+    expected, expected_logits = eval_step(state.params, state.apply_fn, whole)
+    assert metrics.num_examples == 23
+    assert metrics.num_correct == expected.num_correct
+    np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-6)
+    np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
+
+
+def test_the_network_learns(dataset):
+    *_, (record, _) = train(dataclasses.replace(CONFIG, epochs=30), dataset)
+    assert record.test_accuracy > 0.9
+    assert record.train_accuracy == record.total_correct / 47
+
+
+def test_same_config_same_bits(dataset):
+    for (record1, params1), (record2, params2) in zip(train(CONFIG, dataset), train(CONFIG, dataset), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, params1, params2)
+        times = {"seconds": 0.0, "images_per_second": 0.0}
+        assert dataclasses.replace(record1, **times) == dataclasses.replace(record2, **times)
+
+
+def test_the_seed_matters(dataset):
+    (_, params1), *_ = train(CONFIG, dataset)
+    (_, params2), *_ = train(dataclasses.replace(CONFIG, seed=4), dataset)
+    assert not np.allclose(params1["out"]["kernel"], params2["out"]["kernel"])
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_chunks_do_not_change_a_bit(dataset, monkeypatch, chunk):
+    whole = train(CONFIG, dataset)
+    monkeypatch.setattr(loop, "CHUNK", chunk)
+    for (record1, params1), (record2, params2) in zip(whole, train(CONFIG, dataset), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, params1, params2)
+        assert (record1.loss, record1.total_correct) == (record2.loss, record2.total_correct)
+
+
+def test_chunks_are_reported(dataset, monkeypatch):
+    monkeypatch.setattr(loop, "CHUNK", 2)
+    trainer = Trainer(CONFIG, dataset)
+    trainer.compile()
+    reports = []
+    for _ in trainer.epochs(trainer.initial_state(), reports.append):
+        pass
+    assert [(r.epoch, r.steps_done, r.steps) for r in reports] == [(e, s, 5) for e in (0, 1) for s in (0, 2, 4)]
+    assert [int(r.metrics.num_examples) for r in reports] == [0, 20, 40] * 2
+
+
+def test_nothing_compiles_after_compile(dataset, monkeypatch):
+    """Chunks of different lengths and the short last batch run the programs compiled at the start."""
+    monkeypatch.setattr(loop, "CHUNK", 2)
+    trainer = Trainer(CONFIG, dataset)
+    trainer.compile()
+    state = trainer.initial_state()
+    compilations = []
+
+    def count(event, duration, **details):
+        if event.endswith("backend_compile_duration"):
+            compilations.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    jax.jit(lambda x: x + 1)(0).block_until_ready()
+    assert len(compilations) == 1, "the listener does not hear of compilations"
+    for _ in trainer.epochs(state, lambda report: None):
+        pass
+    assert len(compilations) == 1
+
+
+def test_the_line_of_an_epoch():
+    record = EpochRecord(
+        epoch=0,
+        step=600,
+        total_correct=46586,
+        loss=349.0149,
+        train_accuracy=0.77643,
+        test_loss=0.48232,
+        test_accuracy=0.82111,
+        seconds=2.3103,
+        images_per_second=25974.03,
+    )
+    assert str(record) == (
+        "epoch: 0 total_correct: 46586 loss: 349.01 test_accuracy: 0.8211 test_loss: 0.4823 "
+        "seconds: 2.31 images_per_second: 25974"
+    )
