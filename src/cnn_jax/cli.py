@@ -6,6 +6,7 @@ import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import TypeVar
 
 import tyro
@@ -65,7 +66,7 @@ def parse(flags: type[Flags], args: Sequence[str], *, module: str, default: Flag
 
 
 def _one_line(box: str) -> str:
-    # tyro draws a box: its title, what is wrong, and below a rule what can be known from --help.
-    lines = [line.strip("│| \n") for line in box.splitlines()[1:-1]]
-    rules = [number for number, line in enumerate(lines) if line and not line.strip("─-")]
-    return " ".join(lines[: rules[0]] if rules else lines).removeprefix("Error parsing ").rstrip(".")
+    # tyro draws a box: a title, what is wrong, and below a rule what --help says too.
+    lines = (line.strip("│╰╯ ") for line in box.splitlines()[1:])
+    message = next(group for is_text, group in groupby(lines, lambda line: bool(line.strip("─-"))) if is_text)
+    return " ".join(message).removeprefix("Error parsing ").rstrip(".")

@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,7 +19,7 @@ from cnn_jax.models import create_model
 from cnn_jax.report import plots
 from cnn_jax.training.checkpoint import Checkpoints, Which
 from cnn_jax.training.loop import ChunkReport, EpochRecord, Trainer, evaluate
-from cnn_jax.training.state import create_train_state
+from cnn_jax.training.state import abstract_train_state
 from cnn_jax.workdir import Workdir
 
 MAY_CHANGE = {"epochs", "target_accuracy", "data_dir"}
@@ -127,9 +126,10 @@ def fit(
     directory.create(config)
 
     with Checkpoints(directory.checkpoints) as checkpoints:
-        state, history = trainer.initial_state(), []
         if resume:
-            state, history = checkpoints.restore(state), _history(checkpoints.meta())
+            state, history = checkpoints.restore(trainer.abstract_state), _history(checkpoints.meta())
+        else:
+            state, history = trainer.initial_state(), []
         directory.write_history(history)
         compile_seconds = trainer.compile()
         epochs = () if reached_target(config, history) else trainer.epochs(state, on_chunk)
@@ -162,8 +162,7 @@ def load_run(workdir: str | Path, checkpoint: Which = "newest") -> Run:
         meta = checkpoints.meta(checkpoint)
         image_shape, class_names = tuple(meta["image_shape"]), tuple(meta["class_names"])
         model = create_model(config.model, len(class_names))
-        create = partial(create_train_state, model, image_shape, config.learning_rate)
-        state = checkpoints.restore(jax.eval_shape(create, jax.random.key(config.seed)), checkpoint)
+        state = checkpoints.restore(abstract_train_state(model, image_shape, config.learning_rate), checkpoint)
     return Run(directory.path, config, image_shape, class_names, tuple(_history(meta)), state)
 
 

@@ -34,7 +34,7 @@ class TrainFlags(Config):
 
 def main(args: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
-    flags = _parse(args)
+    flags = parse(args)
     # What follows is slow to import, and of no use to somebody who mistyped a flag.
     from cnn_jax.report.console import EpochPrinter
     from cnn_jax.run import fit, reached_target
@@ -49,7 +49,8 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def _parse(args: Sequence[str]) -> TrainFlags:
+def parse(args: Sequence[str]) -> TrainFlags:
+    """The flags, with the defaults that ``--config`` or the run to go on with gives them."""
     flags = cli.parse(TrainFlags, args, module="cnn_jax.train")
     if flags.resume and flags.workdir is None:
         raise UsageError("--resume needs --workdir, the run directory to go on in")

@@ -24,9 +24,7 @@ def test_one_logit_a_class(shape, num_classes):
     assert logits.dtype == jnp.float32
 
 
-@pytest.mark.parametrize(
-    ("layer", "fan_in"), [("conv1", 25), ("conv2", 150), ("fc1", 192), ("fc2", 120), ("out", 60)]
-)
+@pytest.mark.parametrize(("layer", "fan_in"), [("conv1", 25), ("conv2", 150), ("fc1", 192), ("fc2", 120), ("out", 60)])
 def test_initialised_as_pytorch(layer, fan_in):
     params = params_of((28, 28, 1))[layer]
     bound = fan_in**-0.5

@@ -48,12 +48,14 @@ def save_confusion(path: Path, labels: np.ndarray, predictions: np.ndarray, clas
     from matplotlib.figure import Figure
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
-    size = max(5.0, 0.7 * len(class_names) + 2)
-    figure = Figure(figsize=(size, size), layout="constrained")
+    num_classes = len(class_names)
+    # Cells that hold four digits; of very many classes only the colours can be seen.
+    size = min(max(5.0, 0.7 * num_classes + 2), 40.0)
+    figure = Figure(figsize=(size, size))
     axes = figure.subplots()
-    counts = confusion_matrix(labels, predictions, labels=range(len(class_names)))
+    counts = confusion_matrix(labels, predictions, labels=range(num_classes))
     ConfusionMatrixDisplay(counts, display_labels=class_names).plot(
-        ax=axes, cmap="Blues", colorbar=False, xticks_rotation=45
+        ax=axes, cmap="Blues", colorbar=False, xticks_rotation=45, values_format="d", include_values=num_classes <= 100
     )
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor")
@@ -62,4 +64,4 @@ def save_confusion(path: Path, labels: np.ndarray, predictions: np.ndarray, clas
         xlabel="predicted class",
         ylabel="true class",
     )
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")  # however long the names are

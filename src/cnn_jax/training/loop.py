@@ -16,7 +16,7 @@ from cnn_jax.data import Dataset
 from cnn_jax.data.order import epoch_order
 from cnn_jax.models import create_model
 from cnn_jax.training.metrics import Metrics
-from cnn_jax.training.state import create_train_state
+from cnn_jax.training.state import abstract_train_state, create_train_state
 from cnn_jax.training.step import Batch, Params, eval_step, train_step
 
 CHUNK = 100
@@ -137,6 +137,7 @@ class Trainer:
 
     Attributes:
         steps_per_epoch: batches an epoch.
+        abstract_state: a state's shapes and dtypes.
 
     Raises:
         UsageError: unknown model, or images too small for it.
@@ -147,7 +148,7 @@ class Trainer:
         self._config = config
         self._image_shape = dataset.image_shape
         self._model = create_model(config.model, len(dataset.class_names))
-        jax.eval_shape(self.initial_state)  # refuses images too small for the model before anything is made
+        self.abstract_state = abstract_train_state(self._model, self._image_shape, config.learning_rate)
         self._train, self._test = (jax.device_put((s.images, s.labels)) for s in (dataset.train, dataset.test))
 
     def initial_state(self) -> TrainState:

@@ -1,5 +1,6 @@
 """The state that training carries from step to step."""
 
+from collections.abc import Callable
 from functools import cache
 
 import flax.linen as nn
@@ -33,11 +34,27 @@ def create_train_state(
     Raises:
         UsageError: the images are too small for the model.
     """
+    # Under jit, so that the step is a 32-bit integer on the device from the start and the training program need not
+    # be compiled a second time for it. XLA's CPU compiler takes seconds to optimise the generator of random numbers,
+    # which runs once.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(_init(model, image_shape, learning_rate), compiler_options=options)(key)
 
+
+def abstract_train_state(model: nn.Module, image_shape: tuple[int, int, int], learning_rate: float) -> TrainState:
+    """What ``create_train_state`` returns, as shapes and dtypes.
+
+    Raises:
+        UsageError: the images are too small for the model.
+    """
+    return jax.eval_shape(_init(model, image_shape, learning_rate), jax.random.key(0))
+
+
+def _init(
+    model: nn.Module, image_shape: tuple[int, int, int], learning_rate: float
+) -> Callable[[jax.Array], TrainState]:
     def init(key: jax.Array) -> TrainState:
         params = model.init(key, jnp.zeros((1, *image_shape)))["params"]
         return TrainState.create(apply_fn=model.apply, params=params, tx=optimizer(learning_rate))
 
-    # Under jit, so that the step, a 32-bit integer on the device from the start, does not make
-    # the training program compile twice.
-    return jax.jit(init)(key)
+    return init

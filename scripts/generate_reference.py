@@ -1,0 +1,155 @@
+"""Write the values of the lesson in PyTorch that tests/test_pytorch_agreement.py checks cnn_jax against.
+
+    python scripts/generate_reference.py
+
+The file is an ``.npz`` of plain arrays. Parameters go by PyTorch's names and in PyTorch's layouts, as in
+``initial/conv1.weight``:
+
+- ``torch_version``;
+- ``images`` uint8 ``[batches, N, 1, 28, 28]``, ``labels`` int64 ``[batches, N]``: step ``t``, counted from 0,
+  takes batch ``t % batches``;
+- ``initial/*``: the parameters before the first step;
+- ``logits`` float32 ``[N, 10]``, ``gradient/*``: of the first step;
+- ``losses`` float32 ``[20]``: each step's loss, before its update;
+- ``displacement/*`` float64 ``[20]``: how far the parameter lies from ``initial/*`` after each step, in the
+  Euclidean norm;
+- ``step1/*``, ``step2/*``, ``step20/*``: the parameters after that many steps.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from pytorch_lesson import LEARNING_RATE, Network
+from torch import nn
+
+PATH = Path(__file__).parents[1] / "tests" / "reference" / "pytorch_lesson.npz"
+BATCHES = 5
+BATCH_SIZE = 16
+STEPS = 20
+STORED_STEPS = (1, 2, STEPS)
+
+# Of the first forty, the seed whose losses fall and depend least on rounding: see ``sensitivity``.
+SEED = 26
+
+# About ten roundings, and three times what optax's bias correction, computed in float32, takes off Adam's steps.
+PARAMETER_PERTURBATION = 1e-6
+LEARNING_RATE_PERTURBATION = 2e-5
+
+Arrays = dict[str, np.ndarray]
+
+
+def make_batches() -> tuple[np.ndarray, np.ndarray]:
+    """Images of a coarse pattern per class under noise, and their labels, as in the file.
+
+    The patterns are there for the loss to fall. The noise is there against ties: where the members of a pool are
+    equal, as on a plain background, the maximum has subgradients to choose from, and implementations choose
+    differently.
+    """
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, (BATCHES, BATCH_SIZE))
+    patterns = np.kron(rng.integers(0, 2, (10, 1, 4, 4)), np.full((7, 7), 192))
+    noise = rng.integers(0, 64, (BATCHES, BATCH_SIZE, 1, 28, 28))
+    return (patterns[labels] + noise).astype(np.uint8), labels
+
+
+def train(
+    network: nn.Module, images: np.ndarray, labels: np.ndarray, learning_rate: float = LEARNING_RATE
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Take the steps; yields each one's logits and loss once it is taken, with its gradients still in place."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
+    for step in range(STEPS):
+        batch = step % BATCHES
+        logits = network(torch.from_numpy(images[batch]) / 255)
+        loss = F.cross_entropy(logits, torch.from_numpy(labels[batch]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield logits.detach().numpy(), loss.item()
+
+
+def parameters(network: nn.Module) -> Arrays:
+    """Copies of the parameters, by name."""
+    return {name: parameter.detach().numpy().copy() for name, parameter in network.named_parameters()}
+
+
+def gradients(network: nn.Module) -> Arrays:
+    """Copies of the parameters' gradients, by name."""
+    return {name: parameter.grad.numpy().copy() for name, parameter in network.named_parameters()}
+
+
+def distances(here: Arrays, there: Arrays) -> Arrays:
+    """The Euclidean distance between two values of each parameter, by name."""
+    return {name: np.linalg.norm(np.float64(here[name]) - there[name]) for name in here}
+
+
+def under(prefix: str, arrays: Arrays) -> Arrays:
+    """The arrays by ``prefix/name``."""
+    return {f"{prefix}/{name}": array for name, array in arrays.items()}
+
+
+def make_reference(images: np.ndarray, labels: np.ndarray) -> Arrays:
+    """All that the file holds."""
+    torch.manual_seed(SEED)
+    network = Network()
+    initial = parameters(network)
+    reference = {"torch_version": np.array(torch.__version__), "images": images, "labels": labels}
+    reference |= under("initial", initial)
+    losses, displacements = [], []
+    for step, (logits, loss) in enumerate(train(network, images, labels), start=1):
+        losses.append(loss)
+        displacements.append(distances(parameters(network), initial))
+        if step == 1:
+            reference |= {"logits": logits} | under("gradient", gradients(network))
+        if step in STORED_STEPS:
+            reference |= under(f"step{step}", parameters(network))
+    reference["losses"] = np.float32(losses)
+    reference |= under("displacement", {name: np.array([d[name] for d in displacements]) for name in initial})
+    return reference
+
+
+def sensitivity(reference: Arrays, trials: int = 20) -> tuple[float, float]:
+    """What differences as small as those between two right implementations grow to in the course of the steps.
+
+    Adam divides a gradient by its own size, so that the smallest, mostly rounding, move their parameters as far
+    as any; and a parameter that has moved a little may take a ReLU or a maximum across its kink. Most seeds meet
+    one that shows in the second digit of the losses, and would check only that all is rounded alike.
+
+    Returns:
+        The greatest relative change of any loss, and the greatest change of any parameter after the last step
+        as a fraction of its displacement.
+    """
+    network = Network()
+    loss_changes, parameter_changes = [], []
+    for factor in np.linspace(-1, 1, trials):
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                initial = torch.from_numpy(reference[f"initial/{name}"])
+                parameter.copy_(initial * (1 + PARAMETER_PERTURBATION * torch.randn_like(initial)))
+        learning_rate = LEARNING_RATE * (1 + factor * LEARNING_RATE_PERTURBATION)
+        steps = train(network, reference["images"], reference["labels"], learning_rate)
+        losses = np.array([loss for _, loss in steps])
+        loss_changes.append(np.max(np.abs(losses / reference["losses"] - 1)))
+        for name, parameter in parameters(network).items():
+            change = np.linalg.norm(parameter - reference[f"step{STEPS}/{name}"])
+            parameter_changes.append(change / reference[f"displacement/{name}"][-1])
+    return max(loss_changes), max(parameter_changes)
+
+
+def main() -> None:
+    """Write the file."""
+    # One thread sums in one order, so that the file comes out the same each time.
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    reference = make_reference(*make_batches())
+    PATH.parent.mkdir(exist_ok=True)
+    np.savez_compressed(PATH, **reference)
+    print(f"{PATH}: {PATH.stat().st_size} bytes, PyTorch {torch.__version__}")
+    loss_change, parameter_change = sensitivity(reference)
+    print(f"perturbed: losses change by up to {loss_change:.1e}, parameters by {parameter_change:.1e} of their way")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The contract of the commands: what they print, leave and return."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnn_jax import cli, evaluate, train
+
+LINE = re.compile(
+    r"epoch: (\d+) total_correct: \d+ loss: \d+\.\d\d test_accuracy: [01]\.\d{4} test_loss: \d+\.\d{4} "
+    r"seconds: \d+\.\d\d images_per_second: \d+"
+)
+
+
+def python(*words: object, cwd: Path, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    """A run as a user makes it: the process that trained, and its run directory."""
+    cwd = tmp_path_factory.mktemp("user")
+    trained = python("-m", "cnn_jax.train", "--dataset", "digits", "--epochs", 2, "--workdir", "run", cwd=cwd)
+    return trained, cwd / "run"
+
+
+def test_training_prints_a_line_an_epoch_and_nothing_else(digits_run):
+    trained, _ = digits_run
+    assert trained.returncode == 0, trained.stderr
+    assert [LINE.fullmatch(line)[1] for line in trained.stdout.splitlines()] == ["0", "1"]
+    assert trained.stderr == "run directory: run\n"
+
+
+def test_lines_and_files_agree(digits_run):
+    trained, workdir = digits_run
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for line, record in zip(trained.stdout.splitlines(), records, strict=True):
+        printed = dict(re.findall(r"(\w+): (\S+)", line))
+        assert int(printed["total_correct"]) == record["total_correct"]
+        assert printed["test_accuracy"] == f"{record['test_accuracy']:.4f}"
+    assert json.loads((workdir / "summary.json").read_text())["test_accuracy"] == records[-1]["test_accuracy"]
+
+
+def test_evaluation_prints_what_training_ended_with(digits_run):
+    trained, workdir = digits_run
+    evaluated = python("-m", "cnn_jax.evaluate", workdir, cwd=workdir)
+    assert evaluated.returncode == 0, evaluated.stderr
+    figures = re.search(r"test_accuracy: \S+ test_loss: \S+", trained.stdout.splitlines()[-1])[0]
+    assert figures in evaluated.stdout.splitlines()[0]
+    assert "precision    recall  f1-score   support" in evaluated.stdout
+    assert "most confused:" in evaluated.stdout
+
+
+def test_resuming_needs_no_other_flags_and_a_missed_target_is_status_3(digits_run):
+    _, workdir = digits_run
+    words = ("--workdir", workdir, "--resume", "--epochs", 3, "--target-accuracy", 1.0)
+    resumed = python("-m", "cnn_jax.train", *words, cwd=workdir)
+    assert resumed.returncode == 3, resumed.stderr
+    assert [LINE.fullmatch(line)[1] for line in resumed.stdout.splitlines()] == ["2"]
+    assert "did not reach" in resumed.stderr
+
+
+def test_a_bar_on_a_terminal_only(tmp_path):
+    """With standard error on a terminal there is a bar, and standard output is as plain as ever."""
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "cnn_jax.train", "--dataset", "digits", "--epochs", "1", "--workdir", "run"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=theirs, env=environment, text=True)
+    os.close(theirs)
+    drawn = b""
+    while process.poll() is None or not drawn:
+        try:
+            drawn += os.read(ours, 4096)
+        except OSError:  # the terminal is gone with the process
+            break
+    out, _ = process.communicate()
+    os.close(ours)
+    assert b"epoch 1/1" in drawn
+    assert all(LINE.fullmatch(line) for line in out.splitlines())
+    assert len(out.splitlines()) == 1
+
+
+def call(command, monkeypatch, capsys, *words):
+    """Status and messages of a command called in this process."""
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
+    status = cli.run(command.main)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return status, captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochz", 3], "unknown argument '--epochz'; did you mean '--epochs'?; see python -m cnn_jax.train --help"),
+        (["--epochs=ten"], "--epochs: invalid literal for int() with base 10: 'ten'; see"),
+        (["--epochs"], "Missing value for argument '--epochs'"),
+        (["fashion_mnist"], "unknown argument 'fashion_mnist'"),
+        (["--epochs", 0], "epochs must be a finite number above zero, not 0"),
+        (["--batch_size", -5], "batch_size must be a finite number above zero, not -5"),
+        (["--learning-rate", "nan"], "learning_rate must be a finite number above zero, not nan"),
+        (["--target-accuracy", 90], "target_accuracy is a fraction between 0 and 1, not 90.0"),
+        (["--dataset", "fashion-mnist"], "did you mean 'fashion_mnist'?"),
+        (["--dataset", "digits", "--model", "cmn"], "unknown model 'cmn'; did you mean 'cnn'?"),
+        (["--config", "tutorail"], "did you mean 'tutorial'?"),
+        (["--config", "no/such.yaml"], "cannot read the config no/such.yaml: No such file or directory"),
+        (["--resume"], "--resume needs --workdir"),
+        (["--resume", "--workdir", "no/such"], "no/such is not a run directory"),
+    ],
+)
+def test_what_the_user_gave_is_status_2_in_one_line(monkeypatch, capsys, tmp_path, words, message):
+    monkeypatch.chdir(tmp_path)
+    status, err = call(train, monkeypatch, capsys, *words)
+    assert status == 2
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "RUN"),
+        (["no/such"], "no/such is not a run directory"),
+        (["run", "--checkpoint", "bets"], "invalid choice 'bets' for argument '--checkpoint'"),
+    ],
+)
+def test_evaluating_nonsense_is_status_2_in_one_line(monkeypatch, capsys, words, message):
+    status, err = call(evaluate, monkeypatch, capsys, *words)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_flags_override_the_preset_which_overrides_the_defaults():
+    flags = train.parse(["--config", "tutorial", "--batch_size", "50"])
+    assert (flags.dataset, flags.shuffle, flags.batch_size) == ("fashion_mnist", False, 50)
+    assert train.parse([]).shuffle
+
+
+def test_ctrl_c_is_status_130_in_one_line(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    assert cli.run(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("command", [train, evaluate])
+def test_help_lists_the_flags(command, capsys):
+    with pytest.raises(SystemExit) as exit:
+        command.main(["--help"])
+    assert exit.value.code == 0
+    assert "--data-dir" in capsys.readouterr().out

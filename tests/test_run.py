@@ -1,0 +1,158 @@
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from cnn_jax import data
+from cnn_jax.config import Config
+from cnn_jax.data import Dataset
+from cnn_jax.errors import UsageError
+from cnn_jax.run import fit, load_run
+
+CONFIG = Config(epochs=4, batch_size=10, dataset="squares", seed=3)
+
+
+@pytest.fixture(autouse=True)
+def known_dataset(dataset, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda config: dataclasses.replace(dataset, name=config.dataset))
+
+
+def without_times(path):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in ("seconds", "images_per_second")} for line in lines]
+
+
+def assert_same_state(state1, state2):
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (state1.step, state1.params, state1.opt_state),
+        (state2.step, state2.params, state2.opt_state),
+    )
+
+
+def test_what_a_run_leaves(tmp_path):
+    lines = []
+    run = fit(CONFIG, tmp_path / "run", on_epoch=lines.append)
+    assert tuple(lines) == run.history
+    assert sorted(path.name for path in run.workdir.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "confusion.png",
+        "curves.png",
+        "metrics.jsonl",
+        "summary.json",
+    ]
+    assert Config.from_yaml(run.workdir / "config.yaml") == CONFIG
+    metrics = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert metrics == [dataclasses.asdict(record) for record in run.history]
+    assert [record["step"] for record in metrics] == [5, 10, 15, 20]
+    summary = json.loads((run.workdir / "summary.json").read_text())
+    assert summary["test_accuracy"] == metrics[-1]["test_accuracy"]
+    assert (summary["epochs"], summary["steps"], summary["dataset"]) == (4, 20, "squares")
+    assert summary["train_seconds"] == pytest.approx(sum(record["seconds"] for record in metrics))
+    assert summary["compile_seconds"] > 0
+    assert summary["versions"].keys() == {"python", "jax", "jaxlib", "flax", "optax"}
+
+
+def test_default_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = fit(dataclasses.replace(CONFIG, epochs=1, dataset="tfds:emnist/letters"))
+    assert run.workdir.parent.name == "runs"
+    assert run.workdir.name.startswith("tfds-emnist-letters-cnn-20")
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_resumed_is_the_same_to_the_bit(tmp_path, epochs):
+    whole = fit(CONFIG, tmp_path / "whole")
+    fit(dataclasses.replace(CONFIG, epochs=epochs), tmp_path / "parts")
+    resumed = []
+    run = fit(CONFIG, tmp_path / "parts", resume=True, on_epoch=resumed.append)
+    assert [record.epoch for record in resumed] == list(range(epochs, 4))
+    assert_same_state(run.state, whole.state)
+    assert without_times(tmp_path / "parts/metrics.jsonl") == without_times(tmp_path / "whole/metrics.jsonl")
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    run = fit(CONFIG, tmp_path)
+    again = fit(CONFIG, tmp_path, resume=True)
+    assert again.history == run.history
+    assert_same_state(again.state, run.state)
+
+
+def test_load_run_gives_what_training_ended_with(tmp_path, dataset):
+    run = fit(CONFIG, tmp_path)
+    loaded = load_run(tmp_path)
+    assert_same_state(loaded.state, run.state)
+    assert (loaded.history, loaded.class_names) == (run.history, dataset.class_names)
+    evaluation = loaded.evaluate(dataset)
+    assert evaluation.loss == run.history[-1].test_loss
+    assert evaluation.accuracy == run.history[-1].test_accuracy
+    assert np.mean(evaluation.labels == evaluation.predictions) == pytest.approx(evaluation.accuracy)
+
+
+def test_newest_and_best_are_kept(tmp_path):
+    run = fit(dataclasses.replace(CONFIG, epochs=12, learning_rate=0.03), tmp_path)
+    accuracies = [record.test_accuracy for record in run.history]
+    best = max(range(12), key=lambda epoch: (accuracies[epoch], epoch))
+    assert load_run(tmp_path).history[-1].epoch == 11
+    assert load_run(tmp_path, "best").history[-1].epoch == best
+    kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {5 * 11, 5 * 12, 5 * (best + 1)}
+
+
+def test_target_accuracy_stops_training(tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=50, target_accuracy=0.95)
+    run = fit(config, tmp_path)
+    *before, last = [record.test_accuracy for record in run.history]
+    assert last >= 0.95 > max(before)
+    assert fit(config, tmp_path, resume=True).history == run.history
+
+
+def test_a_directory_in_use_is_refused_and_kept(tmp_path):
+    (tmp_path / "thesis.txt").write_text("chapter 1")
+    with pytest.raises(UsageError, match="exists already: choose another --workdir"):
+        fit(CONFIG, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_resuming_with_other_settings_is_refused(tmp_path):
+    fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)
+    other = dataclasses.replace(CONFIG, dataset="circles", batch_size=20)
+    with pytest.raises(UsageError, match=r"batch_size was 10 and is now 20, dataset was squares and is now circles"):
+        fit(other, tmp_path, resume=True)
+
+
+def test_a_run_without_checkpoint_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG.to_yaml())
+    for attempt in (lambda: load_run(tmp_path), lambda: fit(CONFIG, tmp_path, resume=True)):
+        with pytest.raises(UsageError, match="holds no checkpoint"):
+            attempt()
+
+
+def test_a_directory_without_run_is_refused(tmp_path):
+    for attempt in (lambda: load_run(tmp_path), lambda: fit(CONFIG, tmp_path, resume=True)):
+        with pytest.raises(UsageError, match="is not a run directory"):
+            attempt()
+
+
+def test_evaluating_on_other_classes_is_refused(tmp_path, dataset):
+    run = fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)
+    other = Dataset("letters", dataset.train, dataset.test, ("a", "b", "c"))
+    with pytest.raises(UsageError, match=r"made with another data set: it takes 16x16x1 images of 3 classes \(top"):
+        run.evaluate(other)
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot write the run directory .* \(Not a directory\): choose another"):
+        fit(CONFIG, tmp_path / "file" / "run")
+
+
+def test_a_data_set_of_images_too_small_leaves_no_directory(tmp_path, dataset, monkeypatch):
+    small = dataclasses.replace(dataset.train, images=dataset.train.images[:, :8, :8])
+    monkeypatch.setattr(data, "load", lambda config: Dataset("small", small, small, dataset.class_names))
+    with pytest.raises(UsageError, match="needs images of at least 16x16 pixels"):
+        fit(CONFIG, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
