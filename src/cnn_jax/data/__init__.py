@@ -1,0 +1,58 @@
+"""Where the examples come from: named data sets as arrays of uint8 images and int32 labels."""
+
+import logging
+import os
+from pathlib import Path
+
+from cnn_jax.config import Config, suggest
+from cnn_jax.data import catalogue, digits, prepared
+from cnn_jax.data.dataset import Dataset, Split
+from cnn_jax.errors import UsageError
+
+__all__ = ["Dataset", "Split", "data_dir", "load"]
+
+logger = logging.getLogger("cnn_jax")
+
+
+def load(config: Config) -> Dataset:
+    """The data set that ``config.dataset`` names, from ``data_dir(config)`` or the network.
+
+    ``auto`` is Fashion-MNIST, or scikit-learn's digits where its files are neither on disk nor to be had from
+    the network, which is then said in one line; the name of what is returned tells which.
+
+    Raises:
+        UsageError: no such data set, or files on disk that are not its genuine ones.
+        CnnJaxError: the files are neither on disk nor to be had.
+    """
+    directory = data_dir(config)
+    match config.dataset.partition(":"):
+        case "auto", "", "":
+            try:
+                return catalogue.load("fashion_mnist", directory)
+            except catalogue.DownloadError as error:
+                logger.warning(
+                    "using scikit-learn's digits: Fashion-MNIST is not in %s and cannot be downloaded (%s)",
+                    directory,
+                    error.cause,
+                )
+                return digits.load()
+        case "digits", "", "":
+            return digits.load()
+        case name, "", "" if name in catalogue.FAMILIES:
+            return catalogue.load(name, directory)
+        case "tfds", ":", name:
+            return prepared.load(name, directory)
+    known = ("auto", *catalogue.FAMILIES, "digits", "tfds:NAME")
+    raise UsageError(
+        f"unknown data set {config.dataset!r}{suggest(config.dataset, known)}; data sets: {', '.join(known)}"
+    )
+
+
+def data_dir(config: Config) -> Path:
+    """Where data sets are kept: the config's, else ``CNN_JAX_DATA_DIR``, else the user's cache directory.
+
+    The last is ``$XDG_CACHE_HOME/cnn_jax``, or ``~/.cache/cnn_jax`` where that is not set
+    (https://specifications.freedesktop.org/basedir-spec/).
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnn_jax"
+    return Path(config.data_dir or os.environ.get("CNN_JAX_DATA_DIR") or cache).expanduser()

@@ -1,0 +1,169 @@
+"""Any other image-classification data set of tensorflow-datasets, read as it prepared it, without TensorFlow."""
+
+import contextlib
+import importlib.util
+import io
+import itertools
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cnn_jax.config import suggest
+from cnn_jax.data.dataset import Dataset, Split
+from cnn_jax.data.holdout import hold_out
+from cnn_jax.errors import CnnJaxError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tensorflow_datasets.core import DatasetBuilder
+
+PIECE = 1000
+"""Examples read at once: faster than one by one, and few enough to notice early that images differ in size."""
+
+
+def load(name: str, directory: Path) -> Dataset:
+    """Read a data set, preparing it first where it is not and TensorFlow is installed.
+
+    The test split is its ``test``, else its ``validation``, else a fixed fifth of its ``train``.
+
+    Args:
+        name: the catalogue's, with a configuration and version where wanted: ``emnist/letters``; or that of
+            any data set that lies prepared in the directory.
+        directory: tensorflow-datasets' ``data_dir``.
+
+    Returns:
+        images uint8 ``[N, H, W, C]``; labels int32 ``[N]``. Its name is ``tfds:`` and the one given.
+
+    Raises:
+        UsageError: no such data set, not one of equally large classified images, or not readable here.
+        CnnJaxError: preparing it failed.
+    """
+    import tensorflow_datasets as tfds
+
+    with _quiet():
+        builder = _builder(name, directory)
+        image, label = _features(builder, name)
+        if not builder.is_prepared():
+            _prepare(builder, name)
+        formats = builder.info.available_file_formats()
+        if tfds.core.FileFormat.ARRAY_RECORD not in formats:
+            raise UsageError(
+                f"tfds:{name} lies in {builder.data_dir} as {', '.join(form.value for form in formats)}, not as "
+                'array_record; prepare it in another --data-dir by download_and_prepare(file_format="array_record")'
+            )
+        splits = builder.info.splits
+        if "train" not in splits:
+            raise UsageError(f"tfds:{name} has no training split, only {', '.join(splits)}; choose another")
+
+        def read(split: str) -> Split:
+            source = builder.as_data_source(split, file_format="array_record")
+            return _read(source, image, label, f"the {split} split of tfds:{name}")
+
+        train = read("train")
+        held_out = next((split for split in ("test", "validation") if split in splits), None)
+        train, test = (train, read(held_out)) if held_out else hold_out(train.images, train.labels)
+    return Dataset(f"tfds:{name}", train, test, tuple(builder.info.features[label].names))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep tensorflow-datasets from advising on standard error to install OpenCV and the like."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _builder(name: str, directory: Path) -> "DatasetBuilder":
+    import tensorflow_datasets as tfds
+
+    try:
+        # What a data set needs and is not installed it announces on standard output, at length.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return tfds.builder(name, data_dir=directory)
+    except tfds.core.DatasetNotFoundError:
+        known = tfds.list_builders(with_community_datasets=False)
+        raise UsageError(
+            f"tensorflow-datasets has no data set {name!r}{suggest(name, known)}; "
+            "see https://www.tensorflow.org/datasets/catalog"
+        ) from None
+    except Exception as error:  # each data set runs code of its own
+        # Without the arguments repeated before what is wrong, and the announcement of a list that is empty.
+        wrong = _first_line(error).rpartition('}": ')[2].partition(" Here are ")[0].rstrip(".")
+        raise UsageError(
+            f"tfds:{name} cannot be used: {wrong}; see https://www.tensorflow.org/datasets/catalog"
+        ) from None
+
+
+def _features(builder: "DatasetBuilder", name: str) -> tuple[str, str]:
+    """The names of the image and of its label within an example."""
+    import tensorflow_datasets as tfds
+
+    features = builder.info.features
+    if isinstance(features, tfds.features.FeaturesDict):
+        images = [
+            key
+            for key, feature in features.items()
+            if isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8
+        ]
+        labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+        supervised = tuple(builder.info.supervised_keys or ())[:2]
+        if len(supervised) == 2 and supervised[0] in images and supervised[1] in labels:
+            return supervised
+        if len(images) == len(labels) == 1:
+            return images[0], labels[0]
+    raise UsageError(f"tfds:{name} is not a data set of 8-bit images with one class each; choose another")
+
+
+def _prepare(builder: "DatasetBuilder", name: str) -> None:
+    import tensorflow_datasets as tfds
+
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UsageError(
+            f"tfds:{name} is not prepared in {builder.data_dir}, and preparing it needs TensorFlow: "
+            "pip install 'cnn_jax[tfds]', or give the --data-dir where it lies prepared"
+        )
+    tfds.display_progress_bar(sys.stderr.isatty())
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare(file_format="array_record")
+    except Exception as error:  # each data set runs code of its own
+        raise CnnJaxError(f"tfds:{name} cannot be prepared: {_first_line(error)}") from None
+
+
+def _read(source: "Sequence[dict[str, Any]]", image: str, label: str, described: str) -> Split:
+    examples = _examples(source, described)
+    first = next(examples)  # tensorflow-datasets refuses to prepare an empty split
+    shape = first[image].shape
+    images = np.empty((len(source), *shape), np.uint8)
+    labels = np.empty(len(source), np.int32)
+    for index, example in enumerate(itertools.chain([first], examples)):
+        if example[image].shape != shape:
+            raise UsageError(
+                f"{described} has images of differing sizes, {shape} and {example[image].shape}; "
+                "choose a data set whose images are all alike"
+            )
+        images[index], labels[index] = example[image], example[label]
+    if labels.min() < 0:
+        raise UsageError(f"{described} has examples without a label; choose another data set")
+    return Split(images, labels)
+
+
+def _examples(source: "Sequence[dict[str, Any]]", described: str) -> Iterator[dict[str, Any]]:
+    try:
+        for start in range(0, len(source), PIECE):
+            yield from source.__getitems__(range(start, min(start + PIECE, len(source))))
+    except Exception as error:  # array_record and the image decoders each have their own
+        raise UsageError(f"{described} cannot be read: {_first_line(error)}; prepare it again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

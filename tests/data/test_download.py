@@ -1,0 +1,120 @@
+import hashlib
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cnn_jax.data import download
+from cnn_jax.data.download import DownloadError, fetch
+from cnn_jax.errors import CnnJaxError
+
+
+def expected(url, body=b"content"):
+    from tensorflow_datasets.core.download.checksums import UrlInfo
+
+    return {url: UrlInfo(size=len(body), checksum=hashlib.sha256(body).hexdigest(), filename="file.gz")}
+
+
+def test_fetch(server, tmp_path):
+    server.bodies["/some/file.gz"] = b"content"
+    fetch(expected(f"{server.url}/some/file.gz"), tmp_path, "set")
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"set", "set/file.gz"}
+    assert (tmp_path / "set" / "file.gz").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("status", [404, 500, 503])
+def test_refusal_is_final(server, tmp_path, status):
+    server.bodies["/file.gz"] = status
+    with pytest.raises(DownloadError, match=f"/file.gz: HTTP status {status};"):
+        fetch(expected(f"{server.url}/file.gz"), tmp_path / "new", "set")
+    assert server.asked == ["/file.gz"]
+    assert not (tmp_path / "new").exists()
+
+
+def test_server_that_is_down_is_known_soon(closed_url, tmp_path):
+    start = time.monotonic()
+    with pytest.raises(DownloadError, match=r"/file.gz: no connection;"):
+        fetch(expected(f"{closed_url}/file.gz"), tmp_path, "set")
+    assert time.monotonic() - start < 3
+
+
+def test_server_that_never_answers(no_proxy, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/file.gz"
+        start = time.monotonic()
+        with pytest.raises(DownloadError, match=r"/file.gz: no answer within 0.2 seconds;"):
+            fetch(expected(url), tmp_path, "set")
+        assert time.monotonic() - start < 2
+
+
+def test_time_out_holds_where_requests_has_none(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "PATIENCE", 0.2)
+    look_up = socket.getaddrinfo
+
+    def slow(*arguments, **options):
+        time.sleep(3)
+        return look_up(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    start = time.monotonic()
+    with pytest.raises(DownloadError, match="no answer within"):
+        fetch(expected(f"{server.url}/file.gz"), tmp_path, "set")
+    assert time.monotonic() - start < 2
+
+
+def test_unknown_host(no_proxy, tmp_path, monkeypatch):
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(DownloadError, match=r"http://host.invalid/file.gz: no connection;"):
+        fetch(expected("http://host.invalid/file.gz"), tmp_path, "set")
+
+
+def test_through_a_proxy(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", server.url)
+    monkeypatch.setenv("http_proxy", server.url)
+    url = "http://host.invalid/file.gz"
+    server.bodies[url] = b"content"
+    fetch(expected(url), tmp_path, "set")
+    assert (tmp_path / "set" / "file.gz").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("sent", [b"", b"CONTENT", b"content and more", b"<html>Log in to the network</html>"])
+def test_what_is_sent_is_verified(server, tmp_path, sent):
+    server.bodies["/good.gz"] = b"good"
+    server.bodies["/bad.gz"] = sent
+    url_infos = expected(f"{server.url}/good.gz", b"good") | expected(f"{server.url}/bad.gz", b"content")
+    with pytest.raises(CnnJaxError, match=r"/bad.gz sent something else than the catalogue's file") as caught:
+        fetch(url_infos, tmp_path, "set")
+    assert not isinstance(caught.value, DownloadError)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refusal_after_the_first_answer(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_refusal", lambda url: None)
+    with pytest.raises(DownloadError, match=r"/file.gz: .*404"):
+        fetch(expected(f"{server.url}/file.gz"), tmp_path, "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_at_once(server, tmp_path):
+    body = bytes(range(256)) * 4000
+    server.bodies["/file.gz"] = body
+    script = (
+        "import pathlib, sys\n"
+        "from tensorflow_datasets.core.download.checksums import UrlInfo\n"
+        "from cnn_jax.data.download import fetch\n"
+        "url, sha256, directory = sys.argv[1:]\n"
+        f"fetch({{url: UrlInfo({len(body)}, sha256, 'file.gz')}}, pathlib.Path(directory), 'set')\n"
+    )
+    sha256 = hashlib.sha256(body).hexdigest()
+    command = [sys.executable, "-c", script, f"{server.url}/file.gz", sha256, str(tmp_path)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")} == {"set", "set/file.gz"}
+    assert (tmp_path / "set" / "file.gz").read_bytes() == body

@@ -1,0 +1,226 @@
+import importlib.util
+import io
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from cnn_jax.data import prepared
+from cnn_jax.errors import CnnJaxError, UsageError
+
+CLASSIFIED = {"picture": tfds.features.Image(shape=(None, None, 3)), "kind": tfds.features.ClassLabel(names=["a", "b"])}
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def example(index, size=(5, 4), **others):
+    pixels = np.full((*size, 3), index, np.uint8)
+    pixels[0, 0] = 1, 2, 3
+    return {"picture": png(pixels), "kind": index % 2, **others}
+
+
+def builder_class(name, splits, features=None, supervised_keys=("picture", "kind")):
+    """A data set that needs no TensorFlow: its images come as PNG."""
+
+    def info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features or CLASSIFIED),
+            supervised_keys=supervised_keys,
+        )
+
+    def split_generators(self, download_manager):
+        return {split: enumerate(examples) for split, examples in splits.items()}
+
+    # A data set must say how it makes examples even where the splits already say it.
+    members = {
+        "VERSION": tfds.core.Version("1.0.0"),
+        "__module__": __name__,
+        "_info": info,
+        "_split_generators": split_generators,
+        "_generate_examples": lambda self: iter(()),
+    }
+    return type(name, (tfds.core.GeneratorBasedBuilder,), members)
+
+
+def prepare(directory, splits, **options):
+    """Leave a data set in a directory as tensorflow-datasets prepares it, with nothing but the files to know it by."""
+    tfds.disable_progress_bar()
+    with tfds.core.registered.skip_registration():
+        builder = builder_class("Shapes", splits, **options)(data_dir=directory)
+    builder.download_and_prepare(file_format="array_record")
+    return directory / "shapes" / "1.0.0"
+
+
+@pytest.fixture
+def tensorflow(monkeypatch):
+    """Says whether TensorFlow is installed, whatever is true."""
+
+    def say(installed):
+        find = importlib.util.find_spec
+
+        def found(name, *rest):
+            return (object() if installed else None) if name == "tensorflow" else find(name, *rest)
+
+        monkeypatch.setattr(importlib.util, "find_spec", found)
+
+    return say
+
+
+def test_train_and_test(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(prepared, "PIECE", 4)
+    examples = {"validation": [example(99)], "test": map(example, range(20, 23)), "train": map(example, range(10))}
+    prepare(tmp_path, examples)
+    capfd.readouterr()
+    dataset = prepared.load("shapes", tmp_path)
+    assert dataset.name == "tfds:shapes"
+    assert dataset.class_names == ("a", "b")
+    assert dataset.train.images.shape == (10, 5, 4, 3)
+    assert dataset.train.images.dtype == np.uint8
+    assert dataset.train.labels.dtype == np.int32
+    indices = dataset.train.images[:, 1, 1, 0]
+    assert sorted(indices) == list(range(10))
+    np.testing.assert_array_equal(dataset.train.labels, indices % 2)
+    assert (dataset.train.images[:, 0, 0] == [1, 2, 3]).all()
+    assert sorted(dataset.test.images[:, 1, 1, 0]) == [20, 21, 22]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_validation_where_there_is_no_test(tmp_path):
+    prepare(tmp_path, {"train": map(example, range(4)), "validation": map(example, range(20, 22))})
+    assert sorted(prepared.load("shapes", tmp_path).test.images[:, 1, 1, 0]) == [20, 21]
+
+
+def test_a_fifth_held_out_where_there_is_only_train(tmp_path):
+    prepare(tmp_path, {"train": map(example, range(20))})
+    first, second = (prepared.load("shapes", tmp_path) for _ in range(2))
+    assert np.bincount(first.test.labels).tolist() == [2, 2]
+    assert np.bincount(first.train.labels).tolist() == [8, 8]
+    indices = np.concatenate([first.train.images, first.test.images])[:, 1, 1, 0]
+    assert sorted(indices) == list(range(20))
+    np.testing.assert_array_equal(first.test.images, second.test.images)
+
+
+def test_features_found_without_supervised_keys(tmp_path):
+    features = CLASSIFIED | {"caption": tfds.features.Text()}
+    examples = [example(index, caption="text") for index in range(10)]
+    prepare(tmp_path, {"train": examples}, features=features, supervised_keys=None)
+    assert len(prepared.load("shapes", tmp_path).train) == 8
+
+
+def test_features_chosen_by_supervised_keys(tmp_path):
+    features = {"colour": tfds.features.ClassLabel(num_classes=9)} | CLASSIFIED
+    prepare(tmp_path, {"train": [example(index, colour=7) for index in range(10)]}, features=features)
+    dataset = prepared.load("shapes", tmp_path)
+    assert dataset.class_names == ("a", "b")
+    assert sorted(dataset.test.labels) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("features", "supervised_keys", "extra"),
+    [
+        ({"kind": tfds.features.ClassLabel(num_classes=2), "text": tfds.features.Text()}, ("text", "kind"), "text"),
+        (CLASSIFIED | {"other": tfds.features.ClassLabel(num_classes=9)}, None, "other"),
+        (CLASSIFIED | {"picture": tfds.features.Image(shape=(None, None, 1), dtype=np.uint16)}, None, "kind"),
+        ({"picture": tfds.features.Image(), "text": tfds.features.Text()}, ("picture", "text"), "text"),
+    ],
+)
+def test_not_one_image_with_one_class(tmp_path, features, supervised_keys, extra):
+    whole = example(1) | {extra: "text" if extra == "text" else 1}
+    examples = [{key: whole[key] for key in features}]
+    prepare(tmp_path, {"train": examples}, features=features, supervised_keys=supervised_keys)
+    with pytest.raises(UsageError, match="tfds:shapes is not a data set of 8-bit images with one class each"):
+        prepared.load("shapes", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("splits", "wrong"),
+    [
+        ({"train": [example(0), example(1, (5, 5))]}, r"train split of tfds:shapes has images of differing sizes"),
+        ({"train": [example(0)], "test": [example(1) | {"kind": -1}]}, "test split of .* without a label"),
+        ({"train": [example(0), {"picture": b"no image", "kind": 0}]}, "train split of .* cannot be read"),
+        ({"unsupervised": [example(0)]}, "has no training split, only unsupervised"),
+        ({"train": [example(0), example(1)]}, "too few examples to hold a test split out"),
+    ],
+)
+def test_what_cannot_be_trained_on(tmp_path, splits, wrong):
+    prepare(tmp_path, splits)
+    with pytest.raises(UsageError, match=wrong) as caught:
+        prepared.load("shapes", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_records(tmp_path):
+    folder = prepare(tmp_path, {"train": map(example, range(10))})
+    records = next(folder.glob("*train*"))
+    content = bytearray(records.read_bytes())
+    content[100:120] = bytes(20)
+    records.write_bytes(content)
+    with pytest.raises(UsageError, match=r"train split of tfds:shapes cannot be read: .*; prepare it again"):
+        prepared.load("shapes", tmp_path)
+
+
+def test_another_file_format(tmp_path):
+    info = prepare(tmp_path, {"train": map(example, range(10))}) / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UsageError, match=f"lies in {info.parent} as tfrecord, not as array_record; prepare it"):
+        prepared.load("shapes", tmp_path)
+
+
+def test_not_prepared_and_no_tensorflow(tmp_path, tensorflow, capfd, caplog):
+    tensorflow(False)
+    with pytest.raises(UsageError, match=r"pip install 'cnn_jax\[tfds\]'") as caught:
+        prepared.load("cifar10", tmp_path)
+    assert str(tmp_path / "cifar10") in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+
+
+def test_prepared_at_need(tmp_path, tensorflow, monkeypatch, capfd):
+    tensorflow(True)
+    builder_class("ShapesPreparedAtNeed", {"train": map(example, range(10))})
+    dataset = prepared.load("shapes_prepared_at_need", tmp_path)
+    assert len(dataset.train) == 8
+    assert list((tmp_path / "shapes_prepared_at_need" / "1.0.0").glob("*.array_record*"))
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "examples/s" not in err
+
+
+def test_preparation_that_fails(tmp_path, tensorflow):
+    tensorflow(True)
+
+    def broken():
+        yield example(0)
+        raise RuntimeError("the archive is\nbroken")
+
+    builder_class("ShapesThatFail", {"train": broken()})
+    with pytest.raises(CnnJaxError, match=r"tfds:shapes_that_fail cannot be prepared: .*the archive is") as caught:
+        prepared.load("shapes_that_fail", tmp_path)
+    assert caught.value.exit_status == 1
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("cifer10", "has no data set 'cifer10'; did you mean 'cifar10'?"),
+        ("emnist/lettrs", "tfds:emnist/lettrs cannot be used: BuilderConfig lettrs not found"),
+        ("cifar10:0.0.1", "Dataset cifar10 cannot be loaded at version 0.0.1, only"),
+        ("", "tfds: cannot be used: "),
+        ("coco", "tfds:coco "),  # which needs TensorFlow even to be asked what it is
+        ("imdb_reviews", "tfds:imdb_reviews is not a data set of 8-bit images with one class each"),
+    ],
+)
+def test_names_that_do_not_serve(tmp_path, name, wrong, capfd):
+    with pytest.raises(UsageError) as caught:
+        prepared.load(name, tmp_path)
+    assert wrong in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().out == ""
