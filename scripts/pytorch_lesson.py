@@ -80,10 +80,10 @@ def evaluate(network: nn.Module, loader: DataLoader) -> float:
     return correct / len(loader.dataset)
 
 
-def make_loader(split: Split, shuffle: bool = False) -> DataLoader:
-    """Batches of float32 images ``[100, C, H, W]`` in [0, 1] and int64 labels ``[100]``, from memory."""
-    images = torch.from_numpy(split.images).permute(0, 3, 1, 2).contiguous() / 255
-    labels = torch.from_numpy(split.labels).long()
+def make_loader(split: Split, shuffle: bool = False, device: str = "cpu") -> DataLoader:
+    """Batches of float32 images ``[100, C, H, W]`` in [0, 1] and int64 labels ``[100]``, from the device's memory."""
+    images = torch.from_numpy(split.images).to(device).permute(0, 3, 1, 2).contiguous() / 255
+    labels = torch.from_numpy(split.labels).to(device).long()
     return DataLoader(TensorDataset(images, labels), batch_size=BATCH_SIZE, shuffle=shuffle)
 
 
