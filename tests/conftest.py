@@ -8,12 +8,13 @@ from cnn_jax.data import Dataset, Split
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """What one test has compiled, the next one and the commands that it starts need not compile again."""
-    cache = tmp_path_factory.mktemp("compilation-cache")
+def user_cache(tmp_path_factory):
+    """A user's cache of the tests' own: what one has compiled, the next and the commands it starts need not."""
+    cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
         for name, value in {
-            "jax_compilation_cache_dir": str(cache),
+            "jax_compilation_cache_dir": str(cache / "compiled"),
             "jax_persistent_cache_min_compile_time_secs": 0.0,
         }.items():
             jax.config.update(name, value)

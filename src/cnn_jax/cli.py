@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -13,6 +14,7 @@ import tyro
 
 from cnn_jax.config import suggest
 from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.paths import user_cache
 
 Flags = TypeVar("Flags")
 
@@ -26,6 +28,7 @@ def run(main: Callable[[Sequence[str]], int]) -> int:
     notices = logging.getLogger("cnn_jax")
     notices.addHandler(logging.StreamHandler())
     notices.propagate = False
+    _keep_compiled_programs()
     try:
         return main(sys.argv[1:])
     except CnnJaxError as error:
@@ -63,6 +66,16 @@ def parse(flags: type[Flags], args: Sequence[str], *, module: str, default: Flag
         known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(flags)]
         raise UsageError(f"unknown argument {unknown[0]!r}{suggest(unknown[0], known)}; see {program} --help")
     return values
+
+
+def _keep_compiled_programs() -> None:
+    # By the environment, for jax is not imported yet; and whoever has set these otherwise has his way.
+    cache = user_cache() / "compiled"
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+    if os.access(cache, os.W_OK):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def _one_line(box: str) -> str:

@@ -126,6 +126,38 @@ def test_nothing_compiles_after_compile(dataset, monkeypatch):
     assert len(compilations) == 1
 
 
+def test_nothing_is_transferred_inside_a_chunk(dataset, monkeypatch):
+    """Everything that a chunk takes lies on the device already, and what it gives stays there."""
+    trainer = Trainer(CONFIG, dataset)
+    trainer.compile()
+    state = trainer.initial_state()
+    calls = []
+    train_chunk = loop.train_chunk
+
+    def guarded(*args, **kwargs):
+        with jax.transfer_guard("disallow_explicit"):
+            calls.append(train_chunk(*args, **kwargs))
+        return calls[-1]
+
+    monkeypatch.setattr(loop, "train_chunk", guarded)
+    list(trainer.epochs(state, lambda report: None))
+    assert len(calls) == CONFIG.epochs
+
+
+def test_metrics_are_fetched_when_the_next_chunk_is_on_its_way(dataset, monkeypatch):
+    monkeypatch.setattr(loop, "CHUNK", 2)
+    trainer = Trainer(CONFIG, dataset)
+    trainer.compile()
+    state = trainer.initial_state()
+    events = []
+    train_chunk = loop.train_chunk
+    monkeypatch.setattr(
+        loop, "train_chunk", lambda *args, **kwargs: events.append("chunk") or train_chunk(*args, **kwargs)
+    )
+    next(trainer.epochs(state, lambda report: events.append(report.steps_done)))
+    assert events == ["chunk", 0, "chunk", 2, "chunk", 4]
+
+
 def test_the_line_of_an_epoch():
     record = EpochRecord(
         epoch=0,

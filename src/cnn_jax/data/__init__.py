@@ -8,6 +8,7 @@ from cnn_jax.config import Config, suggest
 from cnn_jax.data import catalogue, digits, prepared
 from cnn_jax.data.dataset import Dataset, Split
 from cnn_jax.errors import UsageError
+from cnn_jax.paths import user_cache
 
 __all__ = ["Dataset", "Split", "data_dir", "load"]
 
@@ -49,10 +50,6 @@ def load(config: Config) -> Dataset:
 
 
 def data_dir(config: Config) -> Path:
-    """Where data sets are kept: the config's, else ``CNN_JAX_DATA_DIR``, else the user's cache directory.
-
-    The last is ``$XDG_CACHE_HOME/cnn_jax``, or ``~/.cache/cnn_jax`` where that is not set
-    (https://specifications.freedesktop.org/basedir-spec/).
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnn_jax"
-    return Path(config.data_dir or os.environ.get("CNN_JAX_DATA_DIR") or cache).expanduser()
+    """Where data sets are kept: the config's, else ``CNN_JAX_DATA_DIR``, else the user's cache directory."""
+    given = config.data_dir or os.environ.get("CNN_JAX_DATA_DIR")
+    return Path(given).expanduser() if given else user_cache()

@@ -201,6 +201,8 @@ class Trainer:
     def _train_chunk(
         self, state: TrainState, metrics: Metrics, order: jax.Array, first: int, last: int
     ) -> tuple[TrainState, Metrics]:
+        # Put on the device by name, so that a chunk can run under a guard against transfers.
+        first, last = jax.device_put((np.int32(first), np.int32(last)))
         return train_chunk(state, metrics, *self._train, order, first, last, batch_size=self._config.batch_size)
 
     def _record(self, epoch: int, train: Metrics, test: Metrics, seconds: float) -> EpochRecord:
