@@ -42,7 +42,7 @@ class CnnJax:
     def warm_up(self) -> None:
         """Compile, and make the initial state."""
         self._trainer.compile()
-        self._epochs = self._trainer.epochs(self._trainer.initial_state(), lambda report: None)
+        self._epochs = self._trainer.epochs(self._trainer.start())
 
     def train_epoch(self) -> float:
         """Train one epoch; returns its seconds."""

@@ -58,6 +58,11 @@ def test_bad_values_are_refused(settings, message):
         ("- epochs\n", "holds no settings"),
         ("!!python/object/apply:os.getcwd []\n", "is not a YAML file"),
         ("3: 4\n", "unknown key 3"),
+        ("epochs: 2026-13-41\n", "is not a YAML file"),
+        (f"epochs: {'9' * 5000}\n", "is not a YAML file"),
+        (f"epochs: {'[' * 5000}\n", "is not a YAML file"),
+        ("epochs: 1 #" + "x" * 100_000, "holds no settings"),
+        ("a: &a [1,1]\nb: &b [*a,*a]\nepochs: [" + "*b," * 500 + "]\n", "unknown key 'a'"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, text, message):

@@ -37,6 +37,7 @@ def test_what_a_run_leaves(tmp_path):
     run = fit(CONFIG, tmp_path / "run", on_epoch=lines.append)
     assert tuple(lines) == run.history
     assert sorted(path.name for path in run.workdir.iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.yaml",
         "confusion.png",

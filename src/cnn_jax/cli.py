@@ -5,10 +5,12 @@ import dataclasses
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TypeVar
+from types import FrameType
+from typing import Self, TypeVar
 
 import tyro
 
@@ -34,9 +36,48 @@ def run(main: Callable[[Sequence[str]], int]) -> int:
     except CnnJaxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:
+        # Whoever read the output has enough of it: nothing more is written, not even when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+class StopSignals:
+    """While this context is entered, Ctrl-C and SIGTERM ask to stop instead of stopping at once.
+
+    Until the question is asked for the first time there is nothing to save, and they stop at once; so does the second.
+    """
+
+    def __enter__(self) -> Self:
+        self._signal: int | None = None
+        self._asked = False
+        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def received(self) -> bool:
+        """Whether to stop."""
+        self._asked = True
+        return self._signal is not None
+
+    @property
+    def exit_status(self) -> int:
+        """As a shell gives it for a process that the signal ended."""
+        return 128 + self._signal
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            os._exit(128 + number)  # what is saved is saved; nothing is to be waited for
+        self._signal = number
+        if not self._asked:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(self.exit_status)
+        print("stopping after this chunk; once more to stop at once", file=sys.stderr)
 
 
 def parse(flags: type[Flags], args: Sequence[str], *, module: str, default: Flags | None = None) -> Flags:

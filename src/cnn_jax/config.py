@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import math
+import reprlib
+import textwrap
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +19,9 @@ from tyro.conf import arg
 from cnn_jax.errors import UsageError
 
 PRESETS = resources.files("cnn_jax") / "configs"
+MAX_LENGTH = 100_000
+"""Characters of a config: no genuine one comes near."""
+
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -55,12 +60,16 @@ class Config:
     target_accuracy: Annotated[float | None, arg(metavar="FLOAT")] = None
     """Stop after the first epoch whose test accuracy, a fraction, reaches it; if none does, exit status 3."""
 
+    checkpoint_every: Annotated[int | None, arg(metavar="STEPS")] = None
+    """Write a checkpoint every so many steps, inside epochs too; one is written at each epoch's end anyway."""
+
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self)).items():
             _check_type(name, getattr(self, name), hint)
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0 or math.isinf(getattr(self, name)):
-                raise UsageError(f"{name} must be a finite number above zero, not {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "learning_rate", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UsageError(f"{name} must be a finite number above zero, not {value}")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed must be between 0 and {2**32 - 1}, not {self.seed}")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
@@ -80,7 +89,7 @@ class Config:
         hints = typing.get_type_hints(cls)
         for key in values:
             if key not in hints:
-                raise UsageError(f"{source}: unknown key {key!r}{suggest(str(key), hints)}")
+                raise UsageError(f"{source}: unknown key {reprlib.repr(key)}{suggest(str(key), hints)}")
         try:
             return cls(**{key: _number(value, hints[key]) for key, value in values.items()})
         except UsageError as error:
@@ -102,11 +111,14 @@ class Config:
                     f"no preset or file {str(source)!r}{suggest(str(source), presets)}; presets: {', '.join(presets)}"
                 )
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            with path.open(encoding="utf-8") as file:
+                text = file.read(MAX_LENGTH + 1)
+            values = yaml.safe_load(text) if len(text) <= MAX_LENGTH else None
         except OSError as error:
             raise UsageError(f"cannot read the config {source}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"{source} is not a YAML file: {' '.join(str(error).split())}") from None
+        # Besides its own errors the parser lets those of numbers, dates and text through, and nests as deep as it must.
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UsageError(f"{source} is not a YAML file: {textwrap.shorten(str(error), 200)}") from None
         if not isinstance(values, dict):
             raise UsageError(f"{source} holds no settings: lines of the form 'epochs: 10' are expected")
         return cls.from_mapping(values, str(source))
@@ -138,4 +150,4 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     exact = type(value) in accepted or (type(value) is int and float in accepted)
     if not exact:
         expected = " or ".join("nothing" if kind is NoneType else TYPE_NAMES[kind] for kind in accepted)
-        raise UsageError(f"{name} must be {expected}, not {value!r}")
+        raise UsageError(f"{name} must be {expected}, not {reprlib.repr(value)}")

@@ -37,7 +37,7 @@ def main(args: Sequence[str]) -> int:
     config = run.config if flags.data_dir is None else dataclasses.replace(run.config, data_dir=flags.data_dir)
     evaluation = run.evaluate(data.load(config))
     print(
-        f"dataset: {config.dataset} epoch: {run.history[-1].epoch} "
+        f"dataset: {config.dataset} step: {int(run.state.step)} "
         f"test_accuracy: {evaluation.accuracy:.4f} test_loss: {evaluation.loss:.4f}\n"
     )
     print(class_table(evaluation.labels, evaluation.predictions, run.class_names))

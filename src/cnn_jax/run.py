@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,16 +16,28 @@ from flax.training.train_state import TrainState
 from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
-from cnn_jax.errors import UsageError
+from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.models import create_model
 from cnn_jax.report import plots
-from cnn_jax.training.checkpoint import Checkpoints, Which
-from cnn_jax.training.loop import ChunkReport, EpochRecord, Trainer, evaluate
+from cnn_jax.training.checkpoint import CheckpointWriter, Which, restore
+from cnn_jax.training.loop import ChunkReport, EpochRecord, Progress, Trainer, evaluate
+from cnn_jax.training.metrics import Metrics
 from cnn_jax.training.state import abstract_train_state
 from cnn_jax.workdir import Workdir
 
-MAY_CHANGE = {"epochs", "target_accuracy", "data_dir"}
-"""Settings that may differ when a run goes on: when to stop and where the data lie, not what is computed."""
+FORMAT = 1
+"""Of what a checkpoint holds; another number is another form."""
+
+MAY_CHANGE = {"epochs", "target_accuracy", "data_dir", "checkpoint_every"}
+"""Settings that may differ when a run goes on: when to stop, what to save, where data lie; not what is computed."""
+
+
+class StoppedError(CnnJaxError):
+    """Training was asked to stop, and has saved how far it came."""
+
+    def __init__(self, workdir: Path, step: int):
+        go_on = f"python -m cnn_jax.train --resume --workdir {shlex.quote(str(workdir))}"
+        super().__init__(f"stopped after step {step}: go on with {go_on}")
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,7 @@ def fit(
     resume: bool = False,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     on_chunk: Callable[[ChunkReport], None] = lambda report: None,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Run:
     """Train a network, or go on training it, and leave all that comes of it in its run directory.
 
@@ -110,10 +125,12 @@ def fit(
             never interrupted would have.
         on_epoch: told of each epoch; ``print`` prints the lines of the command.
         on_chunk: told how far the epoch has come, every hundred steps.
+        stop_requested: asked every hundred steps; when it says so, a checkpoint is written and training stopped.
 
     Raises:
         UsageError: the config cannot be used, or the run directory does not fit it.
-        CnnJaxError: the data could not be fetched.
+        CnnJaxError: the data could not be fetched, a checkpoint not be written, or the numbers broke.
+        StoppedError: a stop was requested.
     """
     if workdir is not None and not resume:
         Workdir(Path(workdir)).check_unused()
@@ -123,31 +140,44 @@ def fit(
     if resume:
         _check_same(config, directory)
     trainer = Trainer(config, dataset)
-    directory.create(config)
+    directory.create()
+    with directory.locked():
+        start, history = _saved(trainer, directory) if resume else (trainer.start(), [])
+        if config.epochs < len(history):
+            raise UsageError(f"{directory.path} has {len(history)} epochs behind it already: give more by --epochs")
+        with CheckpointWriter(directory.checkpoints) as checkpoints:
+            directory.write_config(config)
+            directory.write_history(history)
+            compile_seconds = trainer.compile()
 
-    with Checkpoints(directory.checkpoints) as checkpoints:
-        if resume:
-            state, history = checkpoints.restore(trainer.abstract_state), _history(checkpoints.meta())
-        else:
-            state, history = trainer.initial_state(), []
-        directory.write_history(history)
-        compile_seconds = trainer.compile()
-        epochs = () if reached_target(config, history) else trainer.epochs(state, on_chunk)
-        for record, state in epochs:
-            history.append(record)
-            checkpoints.save(state, _meta(dataset, history), record.test_accuracy)
-            directory.append_history(record)
-            on_epoch(record)
-            if reached_target(config, history):
-                break
+            def save(progress: Progress, **score: float) -> None:
+                trainer.check_finite(progress.metrics)
+                checkpoints.save(progress.state, _meta(dataset, history, progress), **score)
 
-    directory.write_summary(config, history, compile_seconds)
-    _, logits = trainer.evaluate(state.params)
-    plots.save_curves(directory.path / "curves.png", history, trainer.steps_per_epoch)
-    plots.save_confusion(
-        directory.path / "confusion.png", dataset.test.labels, np.argmax(logits, axis=-1), dataset.class_names
-    )
-    return Run(directory.path, config, dataset.image_shape, dataset.class_names, tuple(history), state)
+            def before_chunk(progress: Progress) -> None:
+                if stop_requested():
+                    save(progress)
+                    raise StoppedError(directory.path, progress.step)
+                if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and progress.step > 0:
+                    save(progress)
+
+            progress = start
+            epochs = trainer.epochs(start, on_chunk=on_chunk, before_chunk=before_chunk)
+            for record, progress in () if reached_target(config, history) else epochs:
+                history.append(record)
+                save(progress, test_accuracy=record.test_accuracy)
+                directory.append_history(record)
+                on_epoch(record)
+                if reached_target(config, history):
+                    break
+
+        directory.write_summary(config, history, compile_seconds)
+        _, logits = trainer.evaluate(progress.state.params)
+        with directory.replacing("curves.png") as path:
+            plots.save_curves(path, history, trainer.steps_per_epoch)
+        with directory.replacing("confusion.png") as path:
+            plots.save_confusion(path, dataset.test.labels, np.argmax(logits, axis=-1), dataset.class_names)
+    return Run(directory.path, config, dataset.image_shape, dataset.class_names, tuple(history), progress.state)
 
 
 def load_run(workdir: str | Path, checkpoint: Which = "newest") -> Run:
@@ -155,15 +185,20 @@ def load_run(workdir: str | Path, checkpoint: Which = "newest") -> Run:
 
     Raises:
         UsageError: there is no run, or no checkpoint.
+        CnnJaxError: the checkpoints are damaged, or of another version of the package.
     """
     directory = Workdir(Path(workdir))
     config = directory.config()
-    with Checkpoints(directory.checkpoints, read_only=True) as checkpoints:
-        meta = checkpoints.meta(checkpoint)
-        image_shape, class_names = tuple(meta["image_shape"]), tuple(meta["class_names"])
-        model = create_model(config.model, len(class_names))
-        state = checkpoints.restore(abstract_train_state(model, image_shape, config.learning_rate), checkpoint)
-    return Run(directory.path, config, image_shape, class_names, tuple(_history(meta)), state)
+
+    def like(meta: dict[str, Any]) -> TrainState:
+        _check_meta(meta, directory)
+        model = create_model(config.model, len(meta["class_names"]))
+        return abstract_train_state(model, tuple(meta["image_shape"]), config.learning_rate)
+
+    state, meta = restore(directory.checkpoints, like, checkpoint)
+    return Run(
+        directory.path, config, tuple(meta["image_shape"]), tuple(meta["class_names"]), tuple(_history(meta)), state
+    )
 
 
 def reached_target(config: Config, history: Sequence[EpochRecord]) -> bool:
@@ -187,15 +222,39 @@ def _check_same(config: Config, directory: Workdir) -> None:
         )
 
 
-def _meta(dataset: Dataset, history: Sequence[EpochRecord]) -> dict:
+def _meta(dataset: Dataset, history: Sequence[EpochRecord], progress: Progress) -> dict[str, Any]:
+    """What a checkpoint holds besides the state."""
     return {
+        "format": FORMAT,
         "image_shape": dataset.image_shape,
         "class_names": dataset.class_names,
         "history": [dataclasses.asdict(record) for record in history],
+        "epoch": {"seconds": progress.seconds, "metrics": progress.metrics.to_numbers()},
     }
 
 
-def _history(meta: dict) -> list[EpochRecord]:
+def _saved(trainer: Trainer, directory: Workdir) -> tuple[Progress, list[EpochRecord]]:
+    """Where the newest checkpoint stands, and the epochs before."""
+
+    def like(meta: dict[str, Any]) -> TrainState:
+        _check_meta(meta, directory)
+        return trainer.abstract_state
+
+    state, meta = restore(directory.checkpoints, like)
+    epoch = meta["epoch"]
+    return Progress(int(state.step), state, Metrics.from_numbers(epoch["metrics"]), epoch["seconds"]), _history(meta)
+
+
+def _check_meta(meta: dict[str, Any], directory: Workdir) -> None:
+    if meta["format"] != FORMAT:
+        raise CnnJaxError(
+            f"{directory.path} was written by another version of cnn_jax, in format {meta['format']}, and this one "
+            f"reads format {FORMAT}: use the version that wrote it"
+        )
+    _history(meta)  # raises where it is not what this package writes
+
+
+def _history(meta: dict[str, Any]) -> list[EpochRecord]:
     return [EpochRecord(**record) for record in meta["history"]]
 
 

@@ -19,7 +19,7 @@ class TrainFlags(Config):
     """Train an image-classifying CNN: a line an epoch, and all that comes of it in a run directory.
 
     Exit status: 0 when done, 1 when something failed, 2 when what was given cannot be used, 3 when the epochs ran out
-    before --target-accuracy was reached.
+    before --target-accuracy was reached, 130 or 143 when Ctrl-C or SIGTERM stopped it, at a checkpoint.
     """
 
     config: Annotated[str | None, arg(metavar="PATH")] = None
@@ -37,11 +37,22 @@ def main(args: Sequence[str]) -> int:
     flags = parse(args)
     # What follows is slow to import, and of no use to somebody who mistyped a flag.
     from cnn_jax.report.console import EpochPrinter
-    from cnn_jax.run import fit, reached_target
+    from cnn_jax.run import StoppedError, fit, reached_target
 
     config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
-    with EpochPrinter(config.epochs) as printer:
-        run = fit(config, flags.workdir, resume=flags.resume, on_epoch=printer.epoch, on_chunk=printer.chunk)
+    with EpochPrinter(config.epochs) as printer, cli.StopSignals() as signals:
+        try:
+            run = fit(
+                config,
+                flags.workdir,
+                resume=flags.resume,
+                on_epoch=printer.epoch,
+                on_chunk=printer.chunk,
+                stop_requested=signals.received,
+            )
+        except StoppedError as stopped:
+            print(stopped, file=sys.stderr)
+            return signals.exit_status
     print(f"run directory: {run.workdir}", file=sys.stderr)
     if config.target_accuracy is not None and not reached_target(config, run.history):
         print(f"the test accuracy did not reach {config.target_accuracy} in {config.epochs} epochs", file=sys.stderr)

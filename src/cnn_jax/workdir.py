@@ -1,9 +1,12 @@
 """The run directory: what a run leaves on disk besides its checkpoints."""
 
 import dataclasses
+import fcntl
 import json
+import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import jax
 
 from cnn_jax.config import Config
-from cnn_jax.errors import UsageError
+from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.training.loop import EpochRecord
 
 
@@ -33,19 +36,37 @@ class Workdir:
                 f"{self.path} exists already: choose another --workdir, or go on with the run in it by --resume"
             )
 
-    def create(self, config: Config) -> None:
-        """Make the directory, where it is not there yet, and write the settings down.
+    def create(self) -> None:
+        """Make the directory, where it is not there yet.
 
         Raises:
-            UsageError: the directory cannot be written.
+            UsageError: it cannot be made, or not be written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write("config.yaml", config.to_yaml())
+            (self.path / ".lock").touch()
         except OSError as error:
             raise UsageError(
                 f"cannot write the run directory {self.path} ({error.strerror}): choose another --workdir"
             ) from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process from training in the directory.
+
+        The lock is the process's own: it is gone with it, however it ends.
+
+        Raises:
+            UsageError: another process has it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"another process is training in {self.path}: wait for it, or choose another --workdir"
+                ) from None
+            yield
 
     def config(self) -> Config:
         """The settings of the run.
@@ -57,13 +78,18 @@ class Workdir:
             raise UsageError(f"{self.path} is not a run directory: it has no config.yaml; name one that training made")
         return Config.from_yaml(self.path / "config.yaml")
 
+    def write_config(self, config: Config) -> None:
+        """Write ``config.yaml``: the settings."""
+        self._write("config.yaml", config.to_yaml())
+
     def write_history(self, history: Sequence[EpochRecord]) -> None:
         """Write ``metrics.jsonl`` anew: a JSON object for each epoch."""
         self._write("metrics.jsonl", "".join(_json_line(record) for record in history))
 
     def append_history(self, record: EpochRecord) -> None:
         """Add an epoch to ``metrics.jsonl``."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with self._reporting("metrics.jsonl") as path, path.open("r+", encoding="utf-8") as file:
+            file.seek(0, os.SEEK_END)
             file.write(_json_line(record))
 
     def write_summary(self, config: Config, history: Sequence[EpochRecord], compile_seconds: float) -> None:
@@ -86,11 +112,29 @@ class Workdir:
         }
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
 
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[Path]:
+        """A path to write a file to, which then takes its place as a whole: a crash leaves the old one or the new.
+
+        Raises:
+            CnnJaxError: it cannot be written.
+        """
+        with self._reporting(name) as path:
+            unfinished = path.with_name(f".{name}")
+            yield unfinished
+            unfinished.replace(path)
+
     def _write(self, name: str, text: str) -> None:
-        # Replaced as a whole: a crash leaves the old file or the new one, never half of one.
-        unfinished = self.path / f"{name}.tmp"
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(self.path / name)
+        with self.replacing(name) as path:
+            path.write_text(text, encoding="utf-8")
+
+    @contextmanager
+    def _reporting(self, name: str) -> Iterator[Path]:
+        path = self.path / name
+        try:
+            yield path
+        except OSError as error:
+            raise CnnJaxError(f"cannot write {path} ({error.strerror}): mend that, and go on with --resume") from None
 
 
 def _json_line(record: EpochRecord) -> str:

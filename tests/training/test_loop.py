@@ -8,19 +8,18 @@ import pytest
 from cnn_jax.config import Config
 from cnn_jax.data.order import epoch_order
 from cnn_jax.training import loop
-from cnn_jax.training.loop import EpochRecord, Trainer, take_batch
+from cnn_jax.training.loop import BrokenNumbersError, EpochRecord, Trainer, take_batch
 from cnn_jax.training.step import Batch, eval_step, train_step
 
 CONFIG = Config(epochs=2, batch_size=10, dataset="squares", seed=3)
 
 
-def train(config, dataset, state=None):
+def train(config, dataset):
+    """Each epoch's record and the parameters after it."""
     trainer = Trainer(config, dataset)
-    trainer.compile()
-    # A copy of the parameters, since the next epoch reuses their memory.
+    # Copies, since the next epoch reuses the memory.
     return [
-        (record, jax.tree.map(np.array, state.params))
-        for record, state in trainer.epochs(trainer.initial_state() if state is None else state, lambda report: None)
+        (record, jax.tree.map(np.array, progress.state.params)) for record, progress in trainer.epochs(trainer.start())
     ]
 
 
@@ -39,7 +38,7 @@ def test_an_epoch_is_the_lessons_loop(dataset, shuffle):
     config = dataclasses.replace(CONFIG, shuffle=shuffle)
     (record, params), *_ = train(config, dataset)
 
-    state = Trainer(config, dataset).initial_state()
+    state = Trainer(config, dataset).start().state
     order = epoch_order(47, config.seed, 0, shuffle)
     total_loss, total_correct = 0.0, 0
     for first in range(0, 47, 10):
@@ -56,8 +55,7 @@ def test_an_epoch_is_the_lessons_loop(dataset, shuffle):
 
 def test_every_test_example_counts_once(dataset):
     trainer = Trainer(CONFIG, dataset)
-    trainer.compile()
-    state = trainer.initial_state()
+    state = trainer.start().state
     metrics, logits = trainer.evaluate(state.params)
     whole = Batch(dataset.test.images, dataset.test.labels, np.ones(23, bool))
     expected, expected_logits = eval_step(state.params, state.apply_fn, whole)
@@ -98,10 +96,8 @@ def test_chunks_do_not_change_a_bit(dataset, monkeypatch, chunk):
 def test_chunks_are_reported(dataset, monkeypatch):
     monkeypatch.setattr(loop, "CHUNK", 2)
     trainer = Trainer(CONFIG, dataset)
-    trainer.compile()
     reports = []
-    for _ in trainer.epochs(trainer.initial_state(), reports.append):
-        pass
+    list(trainer.epochs(trainer.start(), on_chunk=reports.append))
     assert [(r.epoch, r.steps_done, r.steps) for r in reports] == [(e, s, 5) for e in (0, 1) for s in (0, 2, 4)]
     assert [int(r.metrics.num_examples) for r in reports] == [0, 20, 40] * 2
 
@@ -111,7 +107,7 @@ def test_nothing_compiles_after_compile(dataset, monkeypatch):
     monkeypatch.setattr(loop, "CHUNK", 2)
     trainer = Trainer(CONFIG, dataset)
     trainer.compile()
-    state = trainer.initial_state()
+    start = trainer.start()
     compilations = []
 
     def count(event, duration, **details):
@@ -121,8 +117,7 @@ def test_nothing_compiles_after_compile(dataset, monkeypatch):
     jax.monitoring.register_event_duration_secs_listener(count)
     jax.jit(lambda x: x + 1)(0).block_until_ready()
     assert len(compilations) == 1, "the listener does not hear of compilations"
-    for _ in trainer.epochs(state, lambda report: None):
-        pass
+    list(trainer.epochs(start))
     assert len(compilations) == 1
 
 
@@ -130,7 +125,7 @@ def test_nothing_is_transferred_inside_a_chunk(dataset, monkeypatch):
     """Everything that a chunk takes lies on the device already, and what it gives stays there."""
     trainer = Trainer(CONFIG, dataset)
     trainer.compile()
-    state = trainer.initial_state()
+    start = trainer.start()
     calls = []
     train_chunk = loop.train_chunk
 
@@ -140,22 +135,56 @@ def test_nothing_is_transferred_inside_a_chunk(dataset, monkeypatch):
         return calls[-1]
 
     monkeypatch.setattr(loop, "train_chunk", guarded)
-    list(trainer.epochs(state, lambda report: None))
+    list(trainer.epochs(start))
     assert len(calls) == CONFIG.epochs
 
 
 def test_metrics_are_fetched_when_the_next_chunk_is_on_its_way(dataset, monkeypatch):
     monkeypatch.setattr(loop, "CHUNK", 2)
     trainer = Trainer(CONFIG, dataset)
-    trainer.compile()
-    state = trainer.initial_state()
+    start = trainer.start()
     events = []
     train_chunk = loop.train_chunk
     monkeypatch.setattr(
         loop, "train_chunk", lambda *args, **kwargs: events.append("chunk") or train_chunk(*args, **kwargs)
     )
-    next(trainer.epochs(state, lambda report: events.append(report.steps_done)))
+    next(trainer.epochs(start, on_chunk=lambda report: events.append(report.steps_done)))
     assert events == ["chunk", 0, "chunk", 2, "chunk", 4]
+
+
+@pytest.mark.parametrize("checkpoint_every", [1, 3, 4, 7])
+def test_the_host_looks_up_where_checkpoints_are_due(dataset, checkpoint_every):
+    trainer = Trainer(dataclasses.replace(CONFIG, checkpoint_every=checkpoint_every), dataset)
+    steps = []
+    list(trainer.epochs(trainer.start(), before_chunk=lambda progress: steps.append(progress.step)))
+    assert {step for step in range(10) if step % checkpoint_every == 0 or step % 5 == 0} == set(steps)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 8])
+def test_from_any_step_it_comes_out_the_same_to_the_bit(dataset, step):
+    """Progress copied to the host inside an epoch, and gone on with, changes nothing."""
+    config = dataclasses.replace(CONFIG, checkpoint_every=1)
+    saved = []
+
+    def save(progress):
+        if progress.step == step:
+            saved.append(dataclasses.replace(progress, state=jax.tree.map(np.array, progress.state)))
+
+    trainer = Trainer(config, dataset)
+    *_, (whole, end) = trainer.epochs(trainer.start(), before_chunk=save)
+    *_, (resumed, resumed_end) = trainer.epochs(saved[0])
+    jax.tree.map(np.testing.assert_array_equal, end.state, resumed_end.state)
+    assert (whole.loss, whole.total_correct) == (resumed.loss, resumed.total_correct)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_numbers_that_break_are_noticed_with_their_step(dataset, monkeypatch, chunk):
+    monkeypatch.setattr(loop, "CHUNK", chunk)
+    trainer = Trainer(dataclasses.replace(CONFIG, learning_rate=1e30), dataset)
+    with pytest.raises(
+        BrokenNumbersError, match=r"not finite at step 1: train anew with a --learning-rate below 1e\+30"
+    ):
+        list(trainer.epochs(trainer.start()))
 
 
 def test_the_line_of_an_epoch():

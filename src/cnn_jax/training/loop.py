@@ -14,8 +14,9 @@ from flax.training.train_state import TrainState
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
 from cnn_jax.data.order import epoch_order
+from cnn_jax.errors import CnnJaxError
 from cnn_jax.models import create_model
-from cnn_jax.training.metrics import Metrics
+from cnn_jax.training.metrics import NEVER, Metrics
 from cnn_jax.training.state import abstract_train_state, create_train_state
 from cnn_jax.training.step import Batch, Params, eval_step, train_step
 
@@ -132,6 +133,27 @@ class ChunkReport(NamedTuple):
     metrics: Metrics
 
 
+@dataclass(frozen=True)
+class Progress:
+    """A training on its way: with the config and the data set, all that the rest of it is a function of.
+
+    Attributes:
+        step: steps taken, which tell the epoch and the place in it.
+        state: after them; the next chunk reuses its memory.
+        metrics: of the epoch so far.
+        seconds: spent on the epoch so far.
+    """
+
+    step: int
+    state: TrainState
+    metrics: Metrics
+    seconds: float
+
+
+class BrokenNumbersError(CnnJaxError):
+    """The loss or the gradient of a step is infinite or not a number."""
+
+
 class Trainer:
     """A config's training and evaluation on a data set, whose examples it holds on the device.
 
@@ -151,52 +173,87 @@ class Trainer:
         self.abstract_state = abstract_train_state(self._model, self._image_shape, config.learning_rate)
         self._train, self._test = (jax.device_put((s.images, s.labels)) for s in (dataset.train, dataset.test))
 
-    def initial_state(self) -> TrainState:
-        """The state at step 0, a function of the config's seed."""
+    def start(self) -> Progress:
+        """The beginning of training, a function of the config's seed."""
         key = jax.random.key(self._config.seed)
-        return create_train_state(self._model, self._image_shape, self._config.learning_rate, key)
+        state = create_train_state(self._model, self._image_shape, self._config.learning_rate, key)
+        return Progress(0, state, Metrics.zero(), 0.0)
 
     def compile(self) -> float:
         """Have both programs compiled, by a chunk of no steps and an evaluation; returns the seconds it took."""
         began = time.perf_counter()
-        state, _ = self._train_chunk(self.initial_state(), Metrics.zero(), self._order(epoch=0), 0, 0)
+        state, _ = self._train_chunk(self.start().state, Metrics.zero(), self._order(epoch=0), 0, 0)
         jax.block_until_ready(self.evaluate(state.params))
         return time.perf_counter() - began
 
     def epochs(
-        self, state: TrainState, on_chunk: Callable[[ChunkReport], None]
-    ) -> Iterator[tuple[EpochRecord, TrainState]]:
-        """Train from the end of any epoch, or from step 0, to the config's last epoch.
+        self,
+        progress: Progress,
+        *,
+        on_chunk: Callable[[ChunkReport], None] = lambda report: None,
+        before_chunk: Callable[[Progress], None] = lambda progress: None,
+    ) -> Iterator[tuple[EpochRecord, Progress]]:
+        """Train from anywhere to the end of the config's last epoch.
 
         Args:
-            state: where to begin; its memory is reused.
+            progress: where to begin; its state's memory is reused.
             on_chunk: told how far the epoch has come, each time when the next chunk is already dispatched.
+            before_chunk: given the progress while its memory is not yet reused, to save it or to stop.
 
         Yields:
-            Each epoch's record, and the state after it, whose memory the next epoch reuses.
+            Each epoch's record, and the progress at its end.
+
+        Raises:
+            BrokenNumbersError: the loss or the gradient stopped being finite; known at the next chunk's end.
         """
-        for epoch in range(int(state.step) // self.steps_per_epoch, self._config.epochs):
-            began = time.perf_counter()
-            state, metrics = self._train_epoch(state, epoch, on_chunk)
-            seconds = time.perf_counter() - began
-            test_metrics, _ = self.evaluate(state.params)
-            yield self._record(epoch, metrics, jax.device_get(test_metrics), seconds), state
+        for epoch in range(progress.step // self.steps_per_epoch, self._config.epochs):
+            progress = self._train_epoch(progress, on_chunk, before_chunk)
+            test_metrics, _ = self.evaluate(progress.state.params)
+            record = self._record(epoch, progress, jax.device_get(test_metrics))
+            progress = Progress(progress.step, progress.state, Metrics.zero(), 0.0)
+            yield record, progress
 
     def evaluate(self, params: Params) -> tuple[Metrics, jax.Array]:
         """Metrics and logits of the test examples, as ``evaluate`` gives them."""
         return evaluate(params, self._model.apply, *self._test, batch_size=self._config.batch_size)
 
+    def check_finite(self, metrics: Metrics) -> None:
+        """Raise BrokenNumbersError where a step was not finite; waits for the steps that the metrics are of."""
+        if (step := int(metrics.broken_at)) != NEVER:
+            raise BrokenNumbersError(
+                f"the loss or its gradient is not finite at step {step}: train anew with a --learning-rate below "
+                f"{self._config.learning_rate:g}"
+            )
+
     def _train_epoch(
-        self, state: TrainState, epoch: int, on_chunk: Callable[[ChunkReport], None]
-    ) -> tuple[TrainState, Metrics]:
+        self,
+        progress: Progress,
+        on_chunk: Callable[[ChunkReport], None],
+        before_chunk: Callable[[Progress], None],
+    ) -> Progress:
+        began = time.perf_counter() - progress.seconds
+        step, state, metrics = progress.step, progress.state, progress.metrics
+        epoch = step // self.steps_per_epoch
         order = self._order(epoch)
-        metrics = Metrics.zero()
-        for first in range(0, self.steps_per_epoch, CHUNK):
-            last = min(first + CHUNK, self.steps_per_epoch)
-            report = ChunkReport(epoch, first, self.steps_per_epoch, metrics)
-            state, metrics = self._train_chunk(state, metrics, order, first, last)
+        first_step, last_step = epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch
+        while step < last_step:
+            before_chunk(Progress(step, state, metrics, time.perf_counter() - began))
+            report = ChunkReport(epoch, step - first_step, self.steps_per_epoch, metrics)
+            end = min(self._next_stop(step), last_step)
+            state, metrics = self._train_chunk(state, metrics, order, step - first_step, end - first_step)
+            self.check_finite(report.metrics)
             on_chunk(report)
-        return state, jax.device_get(metrics)
+            step = end
+        metrics = jax.device_get(metrics)
+        self.check_finite(metrics)
+        return Progress(step, state, metrics, time.perf_counter() - began)
+
+    def _next_stop(self, step: int) -> int:
+        """The step at which the host looks up next: after a whole chunk, or where a checkpoint is to be written."""
+        stop = step + CHUNK
+        if every := self._config.checkpoint_every:
+            stop = min(stop, (step // every + 1) * every)
+        return stop
 
     def _train_chunk(
         self, state: TrainState, metrics: Metrics, order: jax.Array, first: int, last: int
@@ -205,17 +262,18 @@ class Trainer:
         first, last = jax.device_put((np.int32(first), np.int32(last)))
         return train_chunk(state, metrics, *self._train, order, first, last, batch_size=self._config.batch_size)
 
-    def _record(self, epoch: int, train: Metrics, test: Metrics, seconds: float) -> EpochRecord:
+    def _record(self, epoch: int, progress: Progress, test: Metrics) -> EpochRecord:
+        train = progress.metrics
         return EpochRecord(
             epoch=epoch,
-            step=(epoch + 1) * self.steps_per_epoch,
+            step=progress.step,
             total_correct=int(train.num_correct),
             loss=float(train.loss),
             train_accuracy=float(train.num_correct / train.num_examples),
             test_loss=float(test.loss / test.num_examples),
             test_accuracy=float(test.num_correct / test.num_examples),
-            seconds=seconds,
-            images_per_second=float(train.num_examples / seconds),
+            seconds=progress.seconds,
+            images_per_second=float(train.num_examples / progress.seconds),
         )
 
     def _order(self, epoch: int) -> jax.Array:

@@ -1,10 +1,11 @@
 """Sums over steps, kept on the device and divided once."""
 
-import operator
-
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+NEVER = 2**31 - 1
+"""The step at which something happened that did not happen."""
 
 
 @struct.dataclass
@@ -16,16 +17,33 @@ class Metrics:
             adds the losses of its examples.
         num_correct: int32, examples whose largest logit is their label's.
         num_examples: int32, examples seen; padding does not count.
+        broken_at: int32, the first step whose loss or gradient was not finite, or ``NEVER``.
     """
 
     loss: jax.Array
     num_correct: jax.Array
     num_examples: jax.Array
+    broken_at: jax.Array
 
     @classmethod
     def zero(cls) -> "Metrics":
         """The sum over no steps."""
-        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.int32(NEVER))
+
+    @classmethod
+    def from_numbers(cls, numbers: dict[str, float]) -> "Metrics":
+        """The metrics that ``to_numbers`` gave, to the bit."""
+        zero = cls.zero()
+        return cls(**{name: jnp.asarray(value, getattr(zero, name).dtype) for name, value in numbers.items()})
+
+    def to_numbers(self) -> dict[str, float]:
+        """The fields as Python's numbers, for JSON."""
+        return {name: value.item() for name, value in vars(jax.device_get(self)).items()}
 
     def __add__(self, other: "Metrics") -> "Metrics":
-        return jax.tree.map(operator.add, self, other)
+        return Metrics(
+            loss=self.loss + other.loss,
+            num_correct=self.num_correct + other.num_correct,
+            num_examples=self.num_examples + other.num_examples,
+            broken_at=jnp.minimum(self.broken_at, other.broken_at),
+        )

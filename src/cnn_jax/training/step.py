@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
 
-from cnn_jax.training.metrics import Metrics
+from cnn_jax.training.metrics import NEVER, Metrics
 
 Params = dict[str, Any]
 
@@ -70,8 +70,9 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         The state one step on, and this step's metrics, taken before the update.
     """
     (loss, logits), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.apply_fn, batch)
-    metrics = Metrics(loss, num_correct(logits, batch.labels, batch.mask), jnp.sum(batch.mask, dtype=jnp.int32))
-    return state.apply_gradients(grads=grads), metrics
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+    broken_at = jnp.where(finite, NEVER, state.step)
+    return state.apply_gradients(grads=grads), _metrics(loss, logits, batch, broken_at)
 
 
 @partial(jax.jit, static_argnames="apply_fn")
@@ -88,5 +89,9 @@ def eval_step(params: Params, apply_fn: Callable[..., jax.Array], batch: Batch) 
     """
     logits = apply_fn({"params": params}, scale(batch.images))
     loss = jnp.sum(cross_entropy(logits, batch.labels), where=batch.mask)
-    metrics = Metrics(loss, num_correct(logits, batch.labels, batch.mask), jnp.sum(batch.mask, dtype=jnp.int32))
-    return metrics, logits
+    return _metrics(loss, logits, batch, jnp.int32(NEVER)), logits
+
+
+def _metrics(loss: jax.Array, logits: jax.Array, batch: Batch, broken_at: jax.Array) -> Metrics:
+    num_examples = jnp.sum(batch.mask, dtype=jnp.int32)
+    return Metrics(loss, num_correct(logits, batch.labels, batch.mask), num_examples, broken_at)

@@ -1,0 +1,293 @@
+"""Nothing is lost: kills, signals, full and vanished disks, damaged files."""
+
+import contextlib
+import dataclasses
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from cnn_jax import data
+from cnn_jax.config import Config
+from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.run import StoppedError, fit, load_run
+from cnn_jax.training.checkpoint import CheckpointWriter, restore
+from cnn_jax.workdir import Workdir
+
+CONFIG = Config(epochs=4, batch_size=10, dataset="squares", seed=3, checkpoint_every=3)
+
+
+@pytest.fixture
+def small_data(dataset, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda config: dataclasses.replace(dataset, name=config.dataset))
+
+
+def without_times(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [re.sub(r'"(seconds|images_per_second)": [\d.]+', "", line) for line in lines]
+
+
+def assert_same_outcome(workdir, reference):
+    assert without_times(workdir) == without_times(reference)
+    states = (load_run(path).state for path in (workdir, reference))
+    arrays = ((state.step, state.params, state.opt_state) for state in states)
+    jax.tree.map(np.testing.assert_array_equal, *arrays)
+
+
+def stop_at(step):
+    """A question that is answered with yes at the ``step``-th time."""
+    times = iter(range(1_000_000))
+    return lambda: next(times) == step
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2, 3, 5, 7])
+def test_stopped_anywhere_and_gone_on_with_is_the_same_to_the_bit(tmp_path, small_data, asked):
+    fit(CONFIG, tmp_path / "whole")
+    with pytest.raises(StoppedError, match=r"stopped after step \d+: go on with python -m cnn_jax\.train --resume"):
+        fit(CONFIG, tmp_path / "parts", stop_requested=stop_at(asked))
+    fit(CONFIG, tmp_path / "parts", resume=True)
+    assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_half_a_line_of_metrics_is_repaired(tmp_path, small_data):
+    fit(CONFIG, tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        fit(CONFIG, tmp_path / "parts", stop_requested=stop_at(5))
+    metrics = tmp_path / "parts" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"epoch": 1, "st')
+    fit(CONFIG, tmp_path / "parts", resume=True)
+    assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    match how:
+        case "flipped":
+            middle = len(content) // 2
+            path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        case "truncated":
+            path.write_bytes(content[: len(content) // 2])
+        case "missing":
+            path.unlink()
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
+@pytest.mark.parametrize("part", ["state", "meta", "metrics", "sha256sums"])
+def test_the_older_checkpoint_is_used_where_the_newest_is_damaged(tmp_path, small_data, caplog, part, how):
+    fit(CONFIG, tmp_path)
+    newest = tmp_path / "checkpoints" / "20"
+    files = [newest / part] if part == "sha256sums" else [path for path in (newest / part).rglob("*") if path.is_file()]
+    damage(max(files, key=lambda path: path.stat().st_size), how)
+    assert load_run(tmp_path).state.step == 18
+    assert ("is damaged and left out" in caplog.text) == ((part, how) != ("sha256sums", "missing"))
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
+def test_going_on_from_the_older_checkpoint_is_the_same_to_the_bit(tmp_path, small_data, how):
+    fit(CONFIG, tmp_path / "whole")
+    fit(CONFIG, tmp_path / "parts")
+    files = (path for path in (tmp_path / "parts/checkpoints/20/state").rglob("*") if path.is_file())
+    damage(max(files, key=lambda path: path.stat().st_size), how)
+    fit(CONFIG, tmp_path / "parts", resume=True)
+    assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_all_checkpoints_damaged_is_an_error(tmp_path, small_data):
+    fit(CONFIG, tmp_path)
+    for sums in tmp_path.glob("checkpoints/*/sha256sums"):
+        sums.write_text("no sums\n")
+    for attempt in (lambda: load_run(tmp_path), lambda: fit(CONFIG, tmp_path, resume=True)):
+        with pytest.raises(CnnJaxError, match=r"every checkpoint in .* is damaged: train the run anew"):
+            attempt()
+
+
+def test_sums_are_what_sha256sum_checks(tmp_path, small_data):
+    fit(CONFIG, tmp_path)
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--quiet", "sha256sums"], cwd=tmp_path / "checkpoints/20", check=False
+    )
+    assert checked.returncode == 0
+
+
+def test_another_format_is_refused_by_name(tmp_path, small_data, monkeypatch):
+    monkeypatch.setattr("cnn_jax.run.FORMAT", 2)
+    fit(CONFIG, tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(CnnJaxError, match="in format 2, and this one reads format 1: use the version that wrote it"):
+        load_run(tmp_path)
+
+
+def test_numbers_that_break_keep_the_last_good_checkpoint(tmp_path, small_data):
+    good = fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)
+    # What makes numbers break in the middle of a run: here, parameters near the end of their range.
+    state = good.state.replace(
+        params=jax.tree.map(lambda leaf: leaf * 1e30, good.state.params), step=good.state.step + 1
+    )
+    _, meta = restore(tmp_path / "checkpoints", lambda meta: good.state)
+    with CheckpointWriter(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(state, meta)
+    with pytest.raises(CnnJaxError, match=r"not finite at step 6: train anew with a --learning-rate below 0\.01"):
+        fit(CONFIG, tmp_path, resume=True)
+    assert load_run(tmp_path).state.step == 6
+
+
+def test_a_second_process_is_refused(tmp_path, small_data):
+    fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)
+    hold = f"""
+import fcntl, sys, time
+file = open({str(tmp_path / ".lock")!r}, "w")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
+        holder.stdout.readline()
+        with pytest.raises(UsageError, match="another process is training in"):
+            fit(CONFIG, tmp_path, resume=True)
+        holder.kill()
+    fit(CONFIG, tmp_path, resume=True)  # the lock of a dead process is not in the way
+
+
+def test_a_directory_that_vanishes_is_one_error(tmp_path, small_data):
+    workdir = tmp_path / "run"
+
+    def vanish(record):
+        workdir.rename(tmp_path / "elsewhere")
+
+    with pytest.raises(CnnJaxError, match=r"cannot write .*(metrics\.jsonl|checkpoint).*: mend that, and go on"):
+        fit(CONFIG, workdir, on_epoch=vanish)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of 3 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("may not mount a file system")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk_is_one_error_and_what_was_saved_is_kept(tmp_path, small_disk, small_data):
+    fit(CONFIG, tmp_path / "whole")
+    filler = small_disk / "filler"
+
+    def fill(record):
+        with filler.open("ab") as file:
+            free = shutil.disk_usage(small_disk).free
+            file.write(bytes(max(0, free - 20_000)))
+
+    with pytest.raises(
+        CnnJaxError, match=r"cannot write .*No space left on device.*: mend that, and go on with --resume"
+    ):
+        fit(CONFIG, small_disk / "run", on_epoch=fill)
+    shutil.move(small_disk / "run", tmp_path / "run")
+    fit(CONFIG, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.fixture
+def read_only_disk(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("may not mount a file system")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_read_only_directory_is_refused(read_only_disk, small_data):
+    with pytest.raises(
+        UsageError, match=r"cannot write the run directory .* \(Read-only file system\): choose another"
+    ):
+        fit(CONFIG, read_only_disk / "run")
+
+
+def test_pictures_and_summary_are_whole_or_old(tmp_path):
+    directory = Workdir(tmp_path)
+    (tmp_path / "curves.png").write_text("old")
+
+    with contextlib.suppress(ZeroDivisionError), directory.replacing("curves.png") as path:
+        path.write_text("ne")
+        1 / 0  # noqa: B018
+    assert (tmp_path / "curves.png").read_text() == "old"
+
+
+def command(workdir, *words):
+    flags = ["--dataset", "digits", "--epochs", "6", "--batch-size", "20", "--checkpoint-every", "7", "--seed", "5"]
+    return [sys.executable, "-m", "cnn_jax.train", *flags, "--workdir", str(workdir), *words]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    subprocess.run(command(workdir), check=True, capture_output=True)
+    return workdir
+
+
+def wait_for_checkpoint(workdir, process):
+    while not list(workdir.glob("checkpoints/*/sha256sums")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, uninterrupted, number, status):
+    workdir = tmp_path / "run"
+    with subprocess.Popen(command(workdir), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        wait_for_checkpoint(workdir, process)
+        process.send_signal(number)
+        began = time.monotonic()
+        _, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert process.returncode == status
+    assert re.search(rf"stopped after step \d+: go on with python -m cnn_jax.train --resume --workdir {workdir}\n", err)
+    subprocess.run(command(workdir, "--resume"), check=True, capture_output=True)
+    assert_same_outcome(workdir, uninterrupted)
+
+
+def test_asked_twice_it_stops_at_once(tmp_path, uninterrupted):
+    workdir = tmp_path / "run"
+    with subprocess.Popen(command(workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for_checkpoint(workdir, process)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+    subprocess.run(command(workdir, "--resume"), check=True, capture_output=True)
+    assert_same_outcome(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_and_gone_on_with_is_the_same_to_the_bit(tmp_path, uninterrupted):
+    """At least twenty kills at random moments of runs that write a checkpoint most of the time."""
+    rng = random.Random(0)
+    kills, during_a_save, runs = 0, 0, 0
+    while kills < 20:
+        workdir = tmp_path / str(runs)
+        runs += 1
+        while True:
+            resume = ["--resume"] if list(workdir.glob("checkpoints/*/sha256sums")) else []
+            if not resume:
+                shutil.rmtree(workdir, ignore_errors=True)
+            process = subprocess.Popen(command(workdir, *resume), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            wait_for_checkpoint(workdir, process) if not resume else time.sleep(rng.uniform(0.5, 3.5))
+            time.sleep(rng.uniform(0, 0.7))
+            if process.poll() is not None:
+                break
+            process.kill()
+            process.wait()
+            kills += 1
+            during_a_save += any(workdir.glob("checkpoints/*tmp*"))
+        assert process.returncode == 0, process.stderr.read()
+        assert_same_outcome(workdir, uninterrupted)
+    assert during_a_save > 0
