@@ -67,6 +67,16 @@ def test_resuming_needs_no_other_flags_and_a_missed_target_is_status_3(digits_ru
     assert "did not reach" in resumed.stderr
 
 
+def test_same_command_same_bits_and_deterministic_changes_none(digits_run, tmp_path):
+    _, workdir = digits_run
+    words = ("--dataset", "digits", "--epochs", 1, "--deterministic", "--workdir", "run")
+    again = python("-m", "cnn_jax.train", *words, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    records = [json.loads((path / "metrics.jsonl").read_text().splitlines()[0]) for path in (workdir, tmp_path / "run")]
+    for key in ("total_correct", "loss", "test_loss", "test_accuracy"):
+        assert records[0][key] == records[1][key]
+
+
 def test_a_bar_on_a_terminal_only(tmp_path):
     """With standard error on a terminal there is a bar, and standard output is as plain as ever."""
     ours, theirs = pty.openpty()

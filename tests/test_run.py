@@ -151,6 +151,14 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
         fit(CONFIG, tmp_path / "file" / "run")
 
 
+def test_deterministic_on_a_gpu_needs_xlas_flag(tmp_path, monkeypatch):
+    config = dataclasses.replace(CONFIG, deterministic=True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    with pytest.raises(UsageError, match="needs XLA_FLAGS=--xla_gpu_deterministic_ops=true set before jax is imported"):
+        fit(config, tmp_path / "run")
+
+
 def test_a_data_set_of_images_too_small_leaves_no_directory(tmp_path, dataset, monkeypatch):
     small = dataclasses.replace(dataset.train, images=dataset.train.images[:, :8, :8])
     monkeypatch.setattr(data, "load", lambda config: Dataset("small", small, small, dataset.class_names))

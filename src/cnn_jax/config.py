@@ -22,6 +22,9 @@ PRESETS = resources.files("cnn_jax") / "configs"
 MAX_LENGTH = 100_000
 """Characters of a config: no genuine one comes near."""
 
+DETERMINISTIC_OPS = "--xla_gpu_deterministic_ops=true"
+"""In the environment's ``XLA_FLAGS``, makes XLA take only operations that give the same bits each time on a GPU."""
+
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -62,6 +65,9 @@ class Config:
 
     checkpoint_every: Annotated[int | None, arg(metavar="STEPS")] = None
     """Write a checkpoint every so many steps, inside epochs too; one is written at each epoch's end anyway."""
+
+    deterministic: bool = False
+    """The same bits each time on a GPU too, which is slower there; on CPUs and TPUs they are the same anyway."""
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self)).items():

@@ -1,6 +1,7 @@
 """A run: a training, and the network that came of it."""
 
 import dataclasses
+import os
 import re
 import shlex
 import time
@@ -14,7 +15,7 @@ import numpy as np
 from flax.training.train_state import TrainState
 
 from cnn_jax import data
-from cnn_jax.config import Config
+from cnn_jax.config import DETERMINISTIC_OPS, Config
 from cnn_jax.data import Dataset
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.models import create_model
@@ -132,6 +133,8 @@ def fit(
         CnnJaxError: the data could not be fetched, a checkpoint not be written, or the numbers broke.
         StoppedError: a stop was requested.
     """
+    if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC_OPS not in os.getenv("XLA_FLAGS", ""):
+        raise UsageError(f"deterministic on a GPU needs XLA_FLAGS={DETERMINISTIC_OPS} set before jax is imported")
     if workdir is not None and not resume:
         Workdir(Path(workdir)).check_unused()
     dataset = data.load(config)

@@ -1,6 +1,7 @@
 """``python -m cnn_jax.train``: train a network, a line an epoch on standard output."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, arg
 
 from cnn_jax import cli
-from cnn_jax.config import Config
+from cnn_jax.config import DETERMINISTIC_OPS, Config
 from cnn_jax.errors import UsageError
 
 
@@ -35,11 +36,14 @@ class TrainFlags(Config):
 def main(args: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
     flags = parse(args)
+    config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
+    if config.deterministic:
+        # XLA reads its flags once, when jax is imported.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_OPS}"
     # What follows is slow to import, and of no use to somebody who mistyped a flag.
     from cnn_jax.report.console import EpochPrinter
     from cnn_jax.run import StoppedError, fit, reached_target
 
-    config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
     with EpochPrinter(config.epochs) as printer, cli.StopSignals() as signals:
         try:
             run = fit(
