@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from cnn_jax.errors import UsageError
-from cnn_jax.models.conv import Conv, max_pool
+from cnn_jax.models.conv import Conv
 from cnn_jax.models.layers import Dense
 
 
@@ -25,10 +25,8 @@ class CNN(nn.Module):
         height, width = images.shape[1:3]
         if min(height, width) < 16:
             raise UsageError(f"the network cnn needs images of at least 16x16 pixels, not {height}x{width}")
-        x = nn.relu(Conv(6, (5, 5), name="conv1")(images))
-        x = max_pool(x)
-        x = nn.relu(Conv(12, (5, 5), name="conv2")(x))
-        x = max_pool(x)
+        x = Conv(6, (5, 5), relu_pool=True, name="conv1")(images)  # max_pool(relu(conv1(images)))
+        x = Conv(12, (5, 5), relu_pool=True, name="conv2")(x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(Dense(120, name="fc1")(x))
         x = nn.relu(Dense(60, name="fc2")(x))
