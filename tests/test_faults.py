@@ -224,7 +224,7 @@ def test_pictures_and_summary_are_whole_or_old(tmp_path):
 
 
 def command(workdir, *words):
-    flags = ["--dataset", "digits", "--epochs", "6", "--batch-size", "20", "--checkpoint-every", "7", "--seed", "5"]
+    flags = ["--dataset", "digits", "--epochs", "8", "--batch-size", "20", "--checkpoint-every", "7", "--seed", "5"]
     return [sys.executable, "-m", "cnn_jax.train", *flags, "--workdir", str(workdir), *words]
 
 
@@ -236,7 +236,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def wait_for_checkpoint(workdir, process):
-    while not list(workdir.glob("checkpoints/*/sha256sums")):
+    while not finished_checkpoints(workdir):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 
@@ -269,25 +269,33 @@ def test_asked_twice_it_stops_at_once(tmp_path, uninterrupted):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_gone_on_with_is_the_same_to_the_bit(tmp_path, uninterrupted):
-    """At least twenty kills at random moments of runs that write a checkpoint most of the time."""
+    """Twenty kills, at random moments of a run that writes a checkpoint most of the time and of its start."""
     rng = random.Random(0)
-    kills, during_a_save, runs = 0, 0, 0
-    while kills < 20:
-        workdir = tmp_path / str(runs)
-        runs += 1
-        while True:
-            resume = ["--resume"] if list(workdir.glob("checkpoints/*/sha256sums")) else []
-            if not resume:
-                shutil.rmtree(workdir, ignore_errors=True)
-            process = subprocess.Popen(command(workdir, *resume), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-            wait_for_checkpoint(workdir, process) if not resume else time.sleep(rng.uniform(0.5, 3.5))
-            time.sleep(rng.uniform(0, 0.7))
-            if process.poll() is not None:
-                break
-            process.kill()
-            process.wait()
-            kills += 1
-            during_a_save += any(workdir.glob("checkpoints/*tmp*"))
-        assert process.returncode == 0, process.stderr.read()
-        assert_same_outcome(workdir, uninterrupted)
+    workdir = tmp_path / "run"
+    during_a_save = 0
+    for _ in range(20):
+        saved = finished_checkpoints(workdir)
+        process = subprocess.Popen(resuming(workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        at_the_start = rng.random() < 0.2
+        while not at_the_start and finished_checkpoints(workdir) == saved:
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 2.0 if at_the_start else 0.3))
+        process.kill()
+        process.wait()
+        during_a_save += any(workdir.glob("checkpoints/*tmp*"))
+    subprocess.run(resuming(workdir), check=True, capture_output=True)
+    assert_same_outcome(workdir, uninterrupted)
     assert during_a_save > 0
+
+
+def finished_checkpoints(workdir):
+    return set(workdir.glob("checkpoints/*/sha256sums"))
+
+
+def resuming(workdir):
+    """The command that goes on, or begins anew where nothing was saved yet."""
+    if finished_checkpoints(workdir):
+        return command(workdir, "--resume")
+    shutil.rmtree(workdir, ignore_errors=True)
+    return command(workdir)

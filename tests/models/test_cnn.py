@@ -5,10 +5,12 @@ import pytest
 
 from cnn_jax.errors import UsageError
 from cnn_jax.models import create_model
+from cnn_jax.models.layers import uniform_fan_in
+from cnn_jax.training.state import create_train_state
 
 
 def params_of(shape, num_classes=10):
-    return create_model("cnn", num_classes).init(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+    return create_train_state(create_model("cnn", num_classes), shape, 0.01, jax.random.key(0)).params
 
 
 def test_number_of_parameters_is_the_lessons():
@@ -36,11 +38,13 @@ def test_initialised_as_pytorch(layer, fan_in):
     assert kernel.mean() == pytest.approx(0, abs=5 * (bound**2 / 3 / kernel.size) ** 0.5)
 
 
-def test_biases_spread_over_their_bounds():
-    seeds = jax.random.split(jax.random.key(1), 200)
-    model = create_model("cnn", 10)
-    biases = jax.vmap(lambda key: model.init(key, jnp.zeros((1, 16, 16, 1)))["params"]["conv1"]["bias"])(seeds)
-    assert np.asarray(biases, np.float64).var() == pytest.approx(1 / 25 / 3, rel=5 * (0.8 / biases.size) ** 0.5)
+def test_the_initialiser_is_uniform():
+    values = np.asarray(uniform_fan_in(25)(jax.random.key(1), (10_000,)), np.float64)
+    assert np.abs(values).max() <= 0.2
+    assert values.mean() == pytest.approx(0, abs=5 * (0.04 / 3 / values.size) ** 0.5)
+    assert values.var() == pytest.approx(0.04 / 3, rel=5 * (0.8 / values.size) ** 0.5)
+    # A uniform distribution's fourth moment is 9/5 of its variance squared; a normal one's would be 3.
+    assert (values**4).mean() / values.var() ** 2 == pytest.approx(9 / 5, rel=0.05)
 
 
 @pytest.mark.parametrize("shape", [(15, 28, 1), (28, 15, 1), (8, 8, 1)])

@@ -113,6 +113,7 @@ def evaluate(
     Returns:
         The metrics, whose loss is summed over the examples, and the logits ``[N, classes]``.
     """
+    batch_size = min(batch_size, len(labels))
     steps = num_steps(len(labels), batch_size)
     order = jnp.resize(jnp.arange(len(labels)), steps * batch_size)
 
@@ -166,8 +167,9 @@ class Trainer:
     """
 
     def __init__(self, config: Config, dataset: Dataset):
-        self.steps_per_epoch = num_steps(len(dataset.train), config.batch_size)
         self._config = config
+        self._batch_size = min(config.batch_size, len(dataset.train))  # nothing is gained by more padding than examples
+        self.steps_per_epoch = num_steps(len(dataset.train), self._batch_size)
         self._image_shape = dataset.image_shape
         self._model = create_model(config.model, len(dataset.class_names))
         self.abstract_state = abstract_train_state(self._model, self._image_shape, config.learning_rate)
@@ -260,7 +262,7 @@ class Trainer:
     ) -> tuple[TrainState, Metrics]:
         # Put on the device by name, so that a chunk can run under a guard against transfers.
         first, last = jax.device_put((np.int32(first), np.int32(last)))
-        return train_chunk(state, metrics, *self._train, order, first, last, batch_size=self._config.batch_size)
+        return train_chunk(state, metrics, *self._train, order, first, last, batch_size=self._batch_size)
 
     def _record(self, epoch: int, progress: Progress, test: Metrics) -> EpochRecord:
         train = progress.metrics
@@ -279,4 +281,4 @@ class Trainer:
     def _order(self, epoch: int) -> jax.Array:
         _, labels = self._train
         order = epoch_order(len(labels), self._config.seed, epoch, self._config.shuffle)
-        return jax.device_put(np.resize(order, self.steps_per_epoch * self._config.batch_size))
+        return jax.device_put(np.resize(order, self.steps_per_epoch * self._batch_size))
