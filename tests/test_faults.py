@@ -18,7 +18,6 @@ from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.run import StoppedError, fit, load_run
-from cnn_jax.training.checkpoint import CheckpointWriter, restore
 from cnn_jax.workdir import Workdir
 
 CONFIG = Config(epochs=4, batch_size=10, dataset="squares", seed=3, checkpoint_every=3)
@@ -125,17 +124,44 @@ def test_another_format_is_refused_by_name(tmp_path, small_data, monkeypatch):
 
 
 def test_numbers_that_break_keep_the_last_good_checkpoint(tmp_path, small_data):
-    good = fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)
-    # What makes numbers break in the middle of a run: here, parameters near the end of their range.
-    state = good.state.replace(
-        params=jax.tree.map(lambda leaf: leaf * 1e30, good.state.params), step=good.state.step + 1
-    )
-    _, meta = restore(tmp_path / "checkpoints", lambda meta: good.state)
-    with CheckpointWriter(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(state, meta)
-    with pytest.raises(CnnJaxError, match=r"not finite at step 6: train anew with a --learning-rate below 0\.01"):
-        fit(CONFIG, tmp_path, resume=True)
-    assert load_run(tmp_path).state.step == 6
+    config = dataclasses.replace(CONFIG, learning_rate=1e9, checkpoint_every=1)
+    with pytest.raises(CnnJaxError, match="not finite at step 1: train anew with a --learning-rate below 1e"):
+        fit(config, tmp_path)
+    state = load_run(tmp_path).state
+    assert state.step == 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"learning_rate": 1e9, "batch_size": 24}, {"learning_rate": 2e9, "batch_size": 47}]
+)
+def test_the_last_update_of_an_epoch_is_checked_too(tmp_path, small_data, settings):
+    with pytest.raises(CnnJaxError, match="not finite at step"):
+        fit(dataclasses.replace(CONFIG, epochs=2, **settings), tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(load_run(tmp_path).state.params))
+
+
+def test_a_start_cut_short_is_no_obstacle(tmp_path, small_data):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "checkpoints" / "0.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert len(fit(CONFIG, tmp_path).history) == 4
+
+
+def test_interrupted_while_compiling_it_can_be_gone_on_with(tmp_path, small_data, monkeypatch):
+    fit(CONFIG, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("cnn_jax.training.loop.Trainer.compile", lambda trainer: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            fit(CONFIG, tmp_path / "parts")
+    fit(CONFIG, tmp_path / "parts", resume=True)
+    assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_fewer_epochs_than_are_begun_is_refused(tmp_path, small_data):
+    with pytest.raises(StoppedError):
+        fit(CONFIG, tmp_path, stop_requested=stop_at(3))
+    with pytest.raises(UsageError, match="is in its epoch 2 already: give at least so many by --epochs"):
+        fit(dataclasses.replace(CONFIG, epochs=1), tmp_path, resume=True)
 
 
 def test_a_second_process_is_refused(tmp_path, small_data):
@@ -182,6 +208,9 @@ def test_a_full_disk_is_one_error_and_what_was_saved_is_kept(tmp_path, small_dis
     filler = small_disk / "filler"
 
     def fill(record):
+        # When this epoch's checkpoint is written, so that it is the next one that finds no room.
+        while not (small_disk / "run" / "checkpoints" / str(record.step) / "sha256sums").exists():
+            time.sleep(0.01)
         with filler.open("ab") as file:
             free = shutil.disk_usage(small_disk).free
             file.write(bytes(max(0, free - 20_000)))
@@ -294,8 +323,5 @@ def finished_checkpoints(workdir):
 
 
 def resuming(workdir):
-    """The command that goes on, or begins anew where nothing was saved yet."""
-    if finished_checkpoints(workdir):
-        return command(workdir, "--resume")
-    shutil.rmtree(workdir, ignore_errors=True)
-    return command(workdir)
+    """The command that goes on, or begins where nothing was saved yet."""
+    return command(workdir, *(["--resume"] if (workdir / "config.yaml").exists() else []))

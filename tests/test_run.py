@@ -103,6 +103,13 @@ def test_newest_and_best_are_kept(tmp_path):
     assert kept == {5 * 11, 5 * 12, 5 * (best + 1)}
 
 
+def test_runs_started_within_a_second_have_their_own_directories(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+    workdirs = [fit(dataclasses.replace(CONFIG, epochs=1)).workdir.name for _ in range(2)]
+    assert workdirs == ["squares-cnn-20260101-000000", "squares-cnn-20260101-000000-2"]
+
+
 def test_target_accuracy_stops_training(tmp_path):
     config = dataclasses.replace(CONFIG, epochs=50, target_accuracy=0.95)
     run = fit(config, tmp_path)
@@ -113,7 +120,7 @@ def test_target_accuracy_stops_training(tmp_path):
 
 def test_a_directory_in_use_is_refused_and_kept(tmp_path):
     (tmp_path / "thesis.txt").write_text("chapter 1")
-    with pytest.raises(UsageError, match="exists already: choose another --workdir"):
+    with pytest.raises(UsageError, match="exists and is no run directory: choose another --workdir"):
         fit(CONFIG, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -155,7 +162,9 @@ def test_deterministic_on_a_gpu_needs_xlas_flag(tmp_path, monkeypatch):
     config = dataclasses.replace(CONFIG, deterministic=True)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
-    with pytest.raises(UsageError, match="needs XLA_FLAGS=--xla_gpu_deterministic_ops=true set before jax is imported"):
+    with pytest.raises(
+        UsageError, match="needs XLA_FLAGS=--xla_gpu_deterministic_ops=true set before jax looks for devices"
+    ):
         fit(config, tmp_path / "run")
 
 

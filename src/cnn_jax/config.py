@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import os
 import reprlib
 import textwrap
 import typing
@@ -21,6 +22,9 @@ from cnn_jax.errors import UsageError
 PRESETS = resources.files("cnn_jax") / "configs"
 MAX_LENGTH = 100_000
 """Characters of a config: no genuine one comes near."""
+
+MAX_NAME = 200
+"""Characters of a data set's or a model's name."""
 
 DETERMINISTIC_OPS = "--xla_gpu_deterministic_ops=true"
 """In the environment's ``XLA_FLAGS``, makes XLA take only operations that give the same bits each time on a GPU."""
@@ -74,12 +78,20 @@ class Config:
             _check_type(name, getattr(self, name), hint)
         for name in ("epochs", "batch_size", "learning_rate", "checkpoint_every"):
             value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise UsageError(f"{name} must be a finite number above zero, not {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name} must be a finite number above zero, not {_show(value)}")
+            if value is not None and not value < 2**31:
+                raise UsageError(f"{name} must be below {2**31}, not {_show(value)}")
         if not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed must be between 0 and {2**32 - 1}, not {self.seed}")
+            raise UsageError(f"seed must be between 0 and {2**32 - 1}, not {_show(self.seed)}")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
-            raise UsageError(f"target_accuracy is a fraction between 0 and 1, not {self.target_accuracy}")
+            raise UsageError(f"target_accuracy is a fraction between 0 and 1, not {_show(self.target_accuracy)}")
+        for name in ("dataset", "model"):
+            value = getattr(self, name)
+            if not (value.isprintable() and len(value) <= MAX_NAME):
+                raise UsageError(f"{name} must be a name, not {_show(value)}")
+        if self.data_dir is not None and not _is_path(self.data_dir):
+            raise UsageError(f"data_dir must be a path, not {_show(self.data_dir)}")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> Self:
@@ -95,7 +107,8 @@ class Config:
         hints = typing.get_type_hints(cls)
         for key in values:
             if key not in hints:
-                raise UsageError(f"{source}: unknown key {reprlib.repr(key)}{suggest(str(key), hints)}")
+                shown = _show(key)
+                raise UsageError(f"{source}: unknown key {shown}" + suggest(shown.strip("'"), hints))
         try:
             return cls(**{key: _number(value, hints[key]) for key, value in values.items()})
         except UsageError as error:
@@ -119,11 +132,12 @@ class Config:
         try:
             with path.open(encoding="utf-8") as file:
                 text = file.read(MAX_LENGTH + 1)
-            values = yaml.safe_load(text) if len(text) <= MAX_LENGTH else None
+            values = yaml.load(text, _Loader) if len(text) <= MAX_LENGTH else None
         except OSError as error:
             raise UsageError(f"cannot read the config {source}: {error.strerror}") from None
-        # Besides its own errors the parser lets those of numbers, dates and text through, and nests as deep as it must.
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # Besides its own errors the parser lets through whatever Python raises on a number, a date, a tag or a depth of
+        # nesting that makes no sense.
+        except Exception as error:
             raise UsageError(f"{source} is not a YAML file: {textwrap.shorten(str(error), 200)}") from None
         if not isinstance(values, dict):
             raise UsageError(f"{source} holds no settings: lines of the form 'epochs: 10' are expected")
@@ -138,6 +152,13 @@ def suggest(given: str, known: Iterable[str]) -> str:
     """A sentence's ending that names the known word nearest to a given one, or nothing where none is near."""
     nearest = difflib.get_close_matches(given, list(known), n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain data, without the merging of mappings (<<): a few lines of it ask for any amount of memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave the mapping as it is, so that << in it is a key that nothing is made of: an error."""
 
 
 def _number(value: Any, hint: Any) -> Any:
@@ -156,4 +177,21 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     exact = type(value) in accepted or (type(value) is int and float in accepted)
     if not exact:
         expected = " or ".join("nothing" if kind is NoneType else TYPE_NAMES[kind] for kind in accepted)
-        raise UsageError(f"{name} must be {expected}, not {reprlib.repr(value)}")
+        raise UsageError(f"{name} must be {expected}, not {_show(value)}")
+
+
+def _is_path(text: str) -> bool:
+    # What the file functions take, without their errors; and what a message can name on one line.
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return b"\0" not in encoded and len(text.splitlines()) <= 1
+
+
+def _show(value: Any) -> str:
+    """A value as a message gives it: on one line, and short."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes out no number of more than 4300 digits
+        return "a number of thousands of digits"

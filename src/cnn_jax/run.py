@@ -1,8 +1,12 @@
 """A run: a training, and the network that came of it."""
 
+import contextlib
 import dataclasses
+import itertools
+import math
 import os
 import re
+import reprlib
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +32,19 @@ from cnn_jax.workdir import Workdir
 
 FORMAT = 1
 """Of what a checkpoint holds; another number is another form."""
+
+META_FORM = {
+    "format": int,
+    "image_shape": [int],
+    "class_names": [str],
+    "history": [{field.name: field.type for field in dataclasses.fields(EpochRecord)}],
+    "epoch": {
+        "seconds": float,
+        "metrics": {"loss": float, "num_correct": int, "num_examples": int, "broken_at": int},
+    },
+    "test_accuracy": float,
+}
+"""The types of what a checkpoint holds besides the state, once it is JSON."""
 
 MAY_CHANGE = {"epochs", "target_accuracy", "data_dir", "checkpoint_every"}
 """Settings that may differ when a run goes on: when to stop, what to save, where data lie; not what is computed."""
@@ -134,24 +151,26 @@ def fit(
         StoppedError: a stop was requested.
     """
     if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC_OPS not in os.getenv("XLA_FLAGS", ""):
-        raise UsageError(f"deterministic on a GPU needs XLA_FLAGS={DETERMINISTIC_OPS} set before jax is imported")
+        raise UsageError(f"deterministic on a GPU needs XLA_FLAGS={DETERMINISTIC_OPS} set before jax looks for devices")
     if workdir is not None and not resume:
         Workdir(Path(workdir)).check_unused()
     dataset = data.load(config)
     config = dataclasses.replace(config, dataset=dataset.name)
-    directory = Workdir(_default_workdir(config) if workdir is None else Path(workdir))
+    if config.data_dir is not None:
+        config = dataclasses.replace(config, data_dir=str(Path(config.data_dir).expanduser().absolute()))
     if resume:
-        _check_same(config, directory)
+        _check_same(config, Workdir(Path(workdir)))
     trainer = Trainer(config, dataset)
+    directory = Workdir(_make_default_workdir(config) if workdir is None else Path(workdir))
     directory.create()
     with directory.locked():
+        if not resume:
+            directory.check_unused()  # again: another process may have been quicker
         start, history = _saved(trainer, directory) if resume else (trainer.start(), [])
-        if config.epochs < len(history):
-            raise UsageError(f"{directory.path} has {len(history)} epochs behind it already: give more by --epochs")
+        if start.step > config.epochs * trainer.steps_per_epoch:
+            begun = -(-start.step // trainer.steps_per_epoch)
+            raise UsageError(f"{directory.path} is in its epoch {begun} already: give at least so many by --epochs")
         with CheckpointWriter(directory.checkpoints) as checkpoints:
-            directory.write_config(config)
-            directory.write_history(history)
-            compile_seconds = trainer.compile()
 
             def save(progress: Progress, **score: float) -> None:
                 trainer.check_finite(progress.metrics)
@@ -160,10 +179,15 @@ def fit(
             def before_chunk(progress: Progress) -> None:
                 if stop_requested():
                     save(progress)
-                    raise StoppedError(directory.path, progress.step)
+                    raise StoppedError(directory.path.absolute(), progress.step)
                 if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and progress.step > 0:
                     save(progress)
 
+            save(start)
+            checkpoints.wait()
+            directory.write_config(config)
+            directory.write_history(history)
+            compile_seconds = trainer.compile()
             progress = start
             epochs = trainer.epochs(start, on_chunk=on_chunk, before_chunk=before_chunk)
             for record, progress in () if reached_target(config, history) else epochs:
@@ -209,9 +233,13 @@ def reached_target(config: Config, history: Sequence[EpochRecord]) -> bool:
     return bool(history) and config.target_accuracy is not None and history[-1].test_accuracy >= config.target_accuracy
 
 
-def _default_workdir(config: Config) -> Path:
+def _make_default_workdir(config: Config) -> Path:
     name = re.sub(r"[^\w.-]+", "-", f"{config.dataset}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
-    return Path("runs", name)
+    for number in itertools.count(1):
+        path = Path("runs", name if number == 1 else f"{name}-{number}")
+        with contextlib.suppress(FileExistsError):  # runs started within a second have one name
+            path.mkdir(parents=True)
+            return path
 
 
 def _check_same(config: Config, directory: Workdir) -> None:
@@ -244,17 +272,43 @@ def _saved(trainer: Trainer, directory: Workdir) -> tuple[Progress, list[EpochRe
         return trainer.abstract_state
 
     state, meta = restore(directory.checkpoints, like)
-    epoch = meta["epoch"]
-    return Progress(int(state.step), state, Metrics.from_numbers(epoch["metrics"]), epoch["seconds"]), _history(meta)
+    step, epoch, history = int(state.step), meta["epoch"], _history(meta)
+    ends = [((number + 1) * trainer.steps_per_epoch, number) for number in range(len(history))]
+    if len(history) != step // trainer.steps_per_epoch or [(end.step, end.epoch) for end in history] != ends:
+        raise CnnJaxError(
+            f"the run in {directory.path} came to step {step} by other epochs than of {trainer.steps_per_epoch} steps: "
+            "go on with the data set it was made with"
+        )
+    return Progress(step, state, Metrics.from_numbers(epoch["metrics"]), epoch["seconds"]), history
 
 
 def _check_meta(meta: dict[str, Any], directory: Workdir) -> None:
     if meta["format"] != FORMAT:
         raise CnnJaxError(
-            f"{directory.path} was written by another version of cnn_jax, in format {meta['format']}, and this one "
-            f"reads format {FORMAT}: use the version that wrote it"
+            f"{directory.path} was written by another version of cnn_jax, in format {reprlib.repr(meta['format'])}, "
+            f"and this one reads format {FORMAT}: use the version that wrote it"
         )
-    _history(meta)  # raises where it is not what this package writes
+    if not (_has_form(meta, META_FORM) and len(meta["image_shape"]) == 3):
+        raise CnnJaxError(f"{directory.path} holds checkpoints that are not this package's: train the run anew")
+
+
+def _has_form(value: Any, form: Any) -> bool:
+    """Whether a JSON value is of a type, a list of values of one form, or an object of a form for each of its keys."""
+    match form:
+        case [inner]:
+            return type(value) is list and all(_has_form(item, inner) for item in value)
+        case dict():
+            return (
+                type(value) is dict
+                and value.keys() == form.keys()
+                and all(_has_form(value[key], form[key]) for key in form)
+            )
+    if type(value) is not form:
+        return False
+    # Numbers come from the device, whose have 32 bits; and none of its integers is negative here.
+    if form is int:
+        return 0 <= value < 2**31
+    return form is not float or not np.finfo(np.float32).max < abs(value) < math.inf
 
 
 def _history(meta: dict[str, Any]) -> list[EpochRecord]:
@@ -262,4 +316,5 @@ def _history(meta: dict[str, Any]) -> list[EpochRecord]:
 
 
 def _describe(image_shape: tuple[int, int, int], class_names: tuple[str, ...]) -> str:
-    return f"{'x'.join(map(str, image_shape))} images of {len(class_names)} classes ({', '.join(class_names[:3])}, ...)"
+    names = ", ".join(reprlib.repr(name)[1:-1] for name in class_names[:3])
+    return f"{'x'.join(map(str, image_shape))} images of {len(class_names)} classes ({names}, ...)"

@@ -38,7 +38,7 @@ def main(args: Sequence[str]) -> int:
     flags = parse(args)
     config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
     if config.deterministic:
-        # XLA reads its flags once, when jax is imported.
+        # XLA reads its flags once, when jax first looks for devices.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_OPS}"
     # What follows is slow to import, and of no use to somebody who mistyped a flag.
     from cnn_jax.report.console import EpochPrinter

@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,11 @@ from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.training.loop import EpochRecord
 
+UNFINISHED = {".lock", ".config.yaml", "checkpoints"}
+"""What a run directory holds before its ``config.yaml``, which is written when there is something to go on from."""
+
+logger = logging.getLogger("cnn_jax")
+
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
@@ -30,11 +36,13 @@ class Workdir:
         return self.path / "checkpoints"
 
     def check_unused(self) -> None:
-        """Raise UsageError where there is anything already at the path."""
-        if self.path.exists() and not (self.path.is_dir() and not any(self.path.iterdir())):
-            raise UsageError(
-                f"{self.path} exists already: choose another --workdir, or go on with the run in it by --resume"
-            )
+        """Raise UsageError where there is anything already at the path but what a start cut short leaves."""
+        if not self.path.exists():
+            return
+        if (self.path / "config.yaml").exists():
+            raise UsageError(f"{self.path} holds a run: go on with it by --resume, or choose another --workdir")
+        if not self.path.is_dir() or {path.name for path in self.path.iterdir()} - UNFINISHED:
+            raise UsageError(f"{self.path} exists and is no run directory: choose another --workdir")
 
     def create(self) -> None:
         """Make the directory, where it is not there yet.
@@ -66,6 +74,10 @@ class Workdir:
                 raise UsageError(
                     f"another process is training in {self.path}: wait for it, or choose another --workdir"
                 ) from None
+            except OSError as error:
+                logger.warning(
+                    "%s cannot be locked (%s): see to it that no other process trains there", self.path, error
+                )
             yield
 
     def config(self) -> Config:

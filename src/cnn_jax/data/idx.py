@@ -13,6 +13,8 @@ from cnn_jax.errors import UsageError
 UINT8 = 0x08
 CONTENTS = {1: "labels", 3: "images"}
 PIECE = 1 << 20
+LARGEST = 1 << 27
+"""Bytes of elements that are read at most; MNIST's training images and those of its relatives are 47 million."""
 
 
 def read_images(path: Path) -> np.ndarray:
@@ -52,17 +54,20 @@ def read(path: Path, dimensions: int) -> np.ndarray:
                 raise UsageError(f"{path} ends within its header; {remedy}")
             shape = struct.unpack(f">{dimensions}I", sizes)
             promised = math.prod(shape)
+            most = promised if promised <= LARGEST else PIECE  # of what is refused, only so much as shows a plain lie
             # Piece by piece, so that a header that promises too much costs no more memory than the bytes that
             # are there; and one byte beyond the promise, which also makes gzip check its sum.
             content = bytearray()
-            while piece := stream.read(min(PIECE, promised + 1 - len(content))):
+            while piece := stream.read(min(PIECE, most + 1 - len(content))):
                 content += piece
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UsageError(f"{path} is a damaged gzip file ({error}); {remedy}") from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     if len(content) != promised:
-        found = "more follow" if len(content) > promised else f"{len(content)} follow"
+        found = "more follow" if len(content) > most else f"{len(content)} follow"
+        if promised > LARGEST and len(content) > most:
+            found = f"and no more than {LARGEST} are read"
         raise UsageError(f"{path} is damaged: its header promises {promised} bytes, {found}; {remedy}")
     if not promised:
         raise UsageError(f"{path} holds no {CONTENTS[dimensions]}; {remedy}")

@@ -1,5 +1,7 @@
 """What a person watching the terminal sees."""
 
+import os
+import sys
 from typing import Self
 
 from rich.console import Console
@@ -49,7 +51,10 @@ class EpochPrinter:
     def epoch(self, record: EpochRecord) -> None:
         """Print the epoch's line."""
         self._remove_bar()
-        print(record, flush=True)
+        try:
+            print(record, flush=True)
+        except BrokenPipeError:  # whoever read the lines has enough of them: training goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def __enter__(self) -> Self:
         return self

@@ -30,7 +30,7 @@ def save_curves(path: Path, history: Sequence[EpochRecord], steps_per_epoch: int
     accuracy.plot(epochs, [record.test_accuracy for record in history], marker=marker, label="test")
     accuracy.set(title="Accuracy", xlabel="epoch", ylabel="fraction classified rightly")
     for axes in (loss, accuracy):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=120)

@@ -5,15 +5,19 @@ the form that the command of that name checks; a checkpoint without it was not f
 agree with it is damaged, which is found out before Orbax reads any of it.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import re
-import tempfile
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
@@ -32,6 +36,9 @@ SUMS = "sha256sums"
 
 UNSCORED = -1.0
 """The test accuracy noted for a checkpoint inside an epoch, so that it is the best of none."""
+
+MOST_PACKED = 100
+"""How many times larger than its files a state may be; parameters that began at random do not get that much smaller."""
 
 logger = logging.getLogger("cnn_jax")
 
@@ -67,11 +74,16 @@ def restore(directory: Path, like: Callable[[dict[str, Any]], TrainState], which
     # The sums tell an accident, not malice: what is in the files may be anything, and what Orbax makes of it too.
     try:
         metas = {path: json.loads((path / "meta" / "metadata").read_text(encoding="utf-8")) for path in whole}
-        path = max(whole, key=(lambda path: metas[path]["test_accuracy"]) if which == "best" else _step)
+        scores = {path: metas[path]["test_accuracy"] if which == "best" else 0 for path in whole}
+        path = max(whole, key=lambda path: (scores[path], _step(path)))
         state = like(metas[path])
+        if misfit := _misfit(path, state):
+            raise CnnJaxError(f"{directory} holds checkpoints that are not this package's ({misfit})")
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _arrays(state))
         with ocp.StandardCheckpointer() as checkpointer:
             arrays = checkpointer.restore(path.absolute() / "state", template)
+        if arrays["step"] != _step(path):
+            raise CnnJaxError(f"{path} holds another step than it is named by: train the run anew")
         return Checkpoint(state.replace(**jax.device_put(arrays)), metas[path])
     except CnnJaxError:
         raise
@@ -86,9 +98,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, directory: Path):
-        for path in _checkpoints(directory):
-            if not _is_whole(path):  # out of the way, so that its step can be saved again
-                path.rename(path.with_name(f"damaged-{path.name}-{time.time_ns()}"))
+        self._directory = directory
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.AnyPreservationPolicy(
                 [keep.LatestN(2), keep.BestN(n=1, get_metric_fn=_test_accuracy)]
@@ -97,8 +107,11 @@ class CheckpointWriter:
             cleanup_tmp_directories=True,
             enable_async_checkpointing=False,  # the sums are to be written when Orbax is done: both in our own thread
         )
-        self._directory = directory
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        with self._reporting():
+            for path in _checkpoints(directory):
+                if not _is_whole(path):  # out of the way, so that its step can be saved again
+                    path.rename(path.with_name(f"damaged-{path.name}-{time.time_ns()}"))
+            self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
@@ -109,7 +122,7 @@ class CheckpointWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._wait()
+            self.wait()
         finally:
             self._thread.shutdown()
             self._manager.close()
@@ -127,7 +140,7 @@ class CheckpointWriter:
         Raises:
             CnnJaxError: the checkpoint before could not be written.
         """
-        self._wait()
+        self.wait()
         step = int(state.step)
         if step == self._manager.latest_step():
             return
@@ -145,13 +158,23 @@ class CheckpointWriter:
         unfinished.write_text("".join(f"{sha256}  {name}\n" for name, sha256 in _sums(path).items()), encoding="utf-8")
         unfinished.replace(path / SUMS)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            CnnJaxError: it could not be written.
+        """
         writing, self._writing = self._writing, None
         if writing is None:
             return
-        try:
+        with self._reporting():
             writing.result()
-        # A full disk, a vanished directory: Orbax and what it stands on raise what they like.
+
+    @contextmanager
+    def _reporting(self) -> Iterator[None]:
+        try:
+            yield
+        # A full disk, a vanished directory, a file that is not Orbax's: it and what it stands on raise what they like.
         except Exception as error:
             raise CnnJaxError(
                 f"cannot write a checkpoint to {self._directory} ({_cause(error)}): mend that, and go on with --resume"
@@ -160,8 +183,8 @@ class CheckpointWriter:
 
 def _reserve(directory: Path, size: int) -> None:
     """Raise OSError unless there is room for ``size`` bytes: when Orbax runs out of it, its threads print at length."""
-    with tempfile.TemporaryFile(dir=directory) as file:
-        os.posix_fallocate(file.fileno(), 0, size)
+    if shutil.disk_usage(directory).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _checkpoints(directory: Path) -> Sequence[Path]:
@@ -176,13 +199,37 @@ def _arrays(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
+def _misfit(path: Path, state: TrainState) -> str | None:
+    """How the arrays of a checkpoint differ from those expected, if they do: told before memory is taken for any."""
+    leaves = jax.tree.leaves_with_path(_arrays(state))
+    expected = {jax.tree_util.keystr(key, simple=True, separator="."): leaf for key, leaf in leaves}
+    size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in expected.values())
+    if size > MOST_PACKED * sum(file.stat().st_size for file in path.rglob("*") if file.is_file()):
+        return f"{size} bytes are expected, and its files are too small for them"
+    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+        saved = {leaf.name: leaf for leaf in jax.tree.leaves(handler.metadata(path.absolute() / "state").tree)}
+    if saved.keys() != expected.keys():
+        return "other arrays than are expected"
+    for name, leaf in expected.items():
+        # A chunk is unpacked as a whole, so none may be larger than its array.
+        chunk = math.prod(saved[name].storage.chunk_shape)
+        if (saved[name].shape, saved[name].dtype) != (leaf.shape, leaf.dtype) or chunk > max(1, math.prod(leaf.shape)):
+            return f"{name} is not {leaf.dtype}{list(leaf.shape)}"
+    return None
+
+
 def _test_accuracy(metrics: dict[str, Any]) -> float:
     return metrics["test_accuracy"]
 
 
 def _sums(path: Path) -> dict[str, str]:
     files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(SUMS))
-    return {str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return {str(file.relative_to(path)): _sha256(file) for file in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:  # not read as a whole: what is no checkpoint of ours may have any size
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_whole(path: Path) -> bool:

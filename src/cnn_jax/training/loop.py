@@ -223,7 +223,7 @@ class Trainer:
         """Raise BrokenNumbersError where a step was not finite; waits for the steps that the metrics are of."""
         if (step := int(metrics.broken_at)) != NEVER:
             raise BrokenNumbersError(
-                f"the loss or its gradient is not finite at step {step}: train anew with a --learning-rate below "
+                f"the loss or the gradient is not finite at step {step}: train anew with a --learning-rate below "
                 f"{self._config.learning_rate:g}"
             )
 

@@ -17,7 +17,7 @@ class Metrics:
             adds the losses of its examples.
         num_correct: int32, examples whose largest logit is their label's.
         num_examples: int32, examples seen; padding does not count.
-        broken_at: int32, the first step whose loss or gradient was not finite, or ``NEVER``.
+        broken_at: int32, the first step whose loss or new parameters were not finite, or ``NEVER``.
     """
 
     loss: jax.Array

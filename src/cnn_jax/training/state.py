@@ -34,9 +34,7 @@ def create_train_state(
     Raises:
         UsageError: the images are too small for the model.
     """
-    # Under jit, so that the step is a 32-bit integer on the device from the start and the training program need not
-    # be compiled a second time for it. XLA's CPU compiler takes seconds to optimise the generator of random numbers,
-    # which runs once.
+    # XLA's CPU compiler takes seconds to optimise the generator of random numbers, which runs once.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(_init(model, image_shape, learning_rate), compiler_options=options)(key)
 
@@ -55,6 +53,8 @@ def _init(
 ) -> Callable[[jax.Array], TrainState]:
     def init(key: jax.Array) -> TrainState:
         params = model.init(key, jnp.zeros((1, *image_shape)))["params"]
-        return TrainState.create(apply_fn=model.apply, params=params, tx=optimizer(learning_rate))
+        state = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer(learning_rate))
+        # Of one type with a restored step, so that the training program is compiled once for both.
+        return state.replace(step=jnp.zeros((), jnp.int32))
 
     return init

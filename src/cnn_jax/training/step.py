@@ -70,9 +70,11 @@ def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         The state one step on, and this step's metrics, taken before the update.
     """
     (loss, logits), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.apply_fn, batch)
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
+    new_state = state.apply_gradients(grads=grads)
+    # A gradient that is not finite makes parameters that are not.
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(new_state.params))
     broken_at = jnp.where(finite, NEVER, state.step)
-    return state.apply_gradients(grads=grads), _metrics(loss, logits, batch, broken_at)
+    return new_state, _metrics(loss, logits, batch, broken_at)
 
 
 @partial(jax.jit, static_argnames="apply_fn")
