@@ -38,6 +38,12 @@ def test_links_lead_somewhere():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_every_script_named_is_there():
+    named = set(re.findall(r"scripts/\w+\.py", README))
+    assert named
+    assert [script for script in named if not (ROOT / script).exists()] == []
+
+
 @pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
 def test_every_script_says_how_to_call_it(script):
     assert f"python scripts/{script.name}" in script.read_text(encoding="utf-8")
