@@ -34,7 +34,7 @@ from cnn_jax.train import parse
 print(cnn_jax.__file__)
 print(parse(["--config", "tutorial"]).dataset)
 """
-    used = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    used = subprocess.run([python, "-E", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert used.returncode == 0, used.stderr
     file, dataset = used.stdout.split()
     assert Path(file).is_relative_to(tmp_path / "venv")

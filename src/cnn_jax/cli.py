@@ -76,7 +76,10 @@ class StopSignals:
             os._exit(128 + number)  # what is saved is saved; nothing is to be waited for
         self._signal = number
         if not self._asked:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(self.exit_status)
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            print("interrupted", file=sys.stderr)
+            sys.exit(self.exit_status)
         print("stopping after this chunk; once more to stop at once", file=sys.stderr)
 
 
