@@ -11,10 +11,13 @@ import statistics
 import sys
 import time
 
-import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+try:
+    import torch
+    import torch.nn.functional as F  # noqa: N812
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+except ModuleNotFoundError:
+    sys.exit("error: PyTorch is not installed: pip install -e '.[torch]' brings it")
 
 from cnn_jax.config import Config
 from cnn_jax.data import load

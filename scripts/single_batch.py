@@ -7,25 +7,25 @@ are computed and the weights updated; then the same batch goes forward once more
 """
 
 import argparse
-import sys
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from cnn_jax import cli
 from cnn_jax.config import Config
 from cnn_jax.data import load
-from cnn_jax.errors import CnnJaxError
 from cnn_jax.models import create_model
 from cnn_jax.training.state import create_train_state
 from cnn_jax.training.step import Batch, loss_fn, num_correct
 
 
-def main() -> None:
-    """Print each section's values."""
+def main(args: Sequence[str]) -> int:
+    """Print each section's values; returns the exit status."""
     parser = argparse.ArgumentParser(description="Walk one batch through the lesson's sections.")
     parser.add_argument("--dataset", default=Config.dataset, help="as for cnn_jax.train (default: %(default)s)")
     parser.add_argument("--data-dir", help="where data sets are kept or already lie")
-    flags = parser.parse_args()
+    flags = parser.parse_args(args)
 
     print("Get a batch")
     config = Config(dataset=flags.dataset, data_dir=flags.data_dir)
@@ -57,11 +57,8 @@ def main() -> None:
     (loss, logits), _ = value_and_grad(state.params, apply_fn=state.apply_fn, batch=batch)
     print(f"loss2: {loss:.6f}")
     print(f"number correct: {num_correct(logits, labels)} of {len(labels)}")
+    return 0
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CnnJaxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+    raise SystemExit(cli.run(main))

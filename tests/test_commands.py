@@ -97,6 +97,30 @@ def test_a_bar_on_a_terminal_only(tmp_path):
     assert len(out.splitlines()) == 1
 
 
+def test_compiled_programs_are_kept_in_the_users_cache(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment["XDG_CACHE_HOME"] = str(tmp_path)
+    words = ("-m", "cnn_jax.train", "--dataset", "digits", "--epochs", 1, "--workdir", "run")
+    assert python(*words, cwd=tmp_path, env=environment).returncode == 0
+    kept = [path.name for path in (tmp_path / "cnn_jax" / "compiled").iterdir()]
+    assert any("train_chunk" in name for name in kept)
+    assert any("evaluate" in name for name in kept)
+
+
+def test_nobody_reading_the_lines_is_no_error(digits_run):
+    """As under ``| head -1``: training goes on, evaluation has nothing more to do; neither says a word."""
+    _, workdir = digits_run
+    for words in (["cnn_jax.train", "--dataset=digits", "--epochs=1", "--workdir=unread"], ["cnn_jax.evaluate", "run"]):
+        read, write = os.pipe()
+        os.close(read)
+        command = [sys.executable, "-m", *words]
+        unread = subprocess.run(command, cwd=workdir.parent, stdout=write, stderr=subprocess.PIPE, check=False)
+        os.close(write)
+        assert unread.returncode == 0, unread.stderr
+        assert unread.stderr in (b"", b"run directory: unread\n")
+    assert (workdir.parent / "unread" / "summary.json").exists()
+
+
 def call(command, monkeypatch, capsys, *words):
     """Status and messages of a command called in this process."""
     monkeypatch.setattr(sys, "argv", ["command", *map(str, words)])
@@ -110,7 +134,11 @@ def call(command, monkeypatch, capsys, *words):
     ("words", "message"),
     [
         (["--epochz", 3], "unknown argument '--epochz'; did you mean '--epochs'?; see python -m cnn_jax.train --help"),
-        (["--epochs=ten"], "--epochs: invalid literal for int() with base 10: 'ten'; see"),
+        (["--EPOCHS", 3], "did you mean '--epochs'?"),
+        (["--epochs=ten"], "--epochs: must be a whole number, not 'ten'; see"),
+        (["--learning-rate", "fast"], "--learning-rate: must be a number, not 'fast'; see"),
+        (["--target-accuracy", "high"], "--target-accuracy: must be a number, not 'high'; see"),
+        (["--checkpoint-every", 1.5], "--checkpoint-every: must be a whole number, not '1.5'; see"),
         (["--epochs"], "Missing value for argument '--epochs'"),
         (["fashion_mnist"], "unknown argument 'fashion_mnist'"),
         (["--epochs", 0], "epochs must be a finite number above zero, not 0"),
@@ -118,6 +146,8 @@ def call(command, monkeypatch, capsys, *words):
         (["--learning-rate", "nan"], "learning_rate must be a finite number above zero, not nan"),
         (["--target-accuracy", 90], "target_accuracy is a fraction between 0 and 1, not 90.0"),
         (["--dataset", "fashion-mnist"], "did you mean 'fashion_mnist'?"),
+        (["--dataset", "Digits"], "did you mean 'digits'?"),
+        (["--dataset", "tfds:"], "unknown data set 'tfds:'"),
         (["--dataset", "digits", "--model", "cmn"], "unknown model 'cmn'; did you mean 'cnn'?"),
         (["--config", "tutorail"], "did you mean 'tutorial'?"),
         (["--config", "no/such.yaml"], "cannot read the config no/such.yaml: No such file or directory"),
@@ -138,7 +168,7 @@ def test_what_the_user_gave_is_status_2_in_one_line(monkeypatch, capsys, tmp_pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "RUN"),
+        ([], "RUN is missing: The run directory that training made; see"),
         (["no/such"], "no/such is not a run directory"),
         (["run", "--checkpoint", "bets"], "invalid choice 'bets' for argument '--checkpoint'"),
     ],

@@ -58,6 +58,7 @@ def test_bad_values_are_refused(settings, message):
         ("- epochs\n", "holds no settings"),
         ("!!python/object/apply:os.getcwd []\n", "is not a YAML file"),
         ("3: 4\n", "unknown key 3"),
+        ("epochs: 3\nepochs: 4\n", "is not a YAML file: a key stands there twice .* line 1"),
         ("epochs: 2026-13-41\n", "is not a YAML file"),
         (f"epochs: {'9' * 5000}\n", "is not a YAML file"),
         (f"epochs: {'[' * 5000}\n", "is not a YAML file"),
@@ -75,6 +76,12 @@ def test_bad_files_are_refused_in_one_line(tmp_path, text, message):
 def test_unknown_preset_is_suggested():
     with pytest.raises(UsageError, match="did you mean 'tutorial'\\?; presets: tutorial"):
         Config.from_yaml("tutorail")
+
+
+def test_a_directory_of_that_name_does_not_hide_a_preset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tutorial").mkdir()
+    assert Config.from_yaml("tutorial").dataset == "fashion_mnist"
 
 
 def test_missing_file_is_named():

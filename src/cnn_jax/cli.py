@@ -5,6 +5,7 @@ import dataclasses
 import io
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,11 +15,22 @@ from typing import Self, TypeVar
 
 import tyro
 
-from cnn_jax.config import suggest
-from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.errors import CnnJaxError, UsageError, suggest
 from cnn_jax.paths import user_cache
 
 Flags = TypeVar("Flags")
+
+SHOW_CURSOR = b"\x1b[?25h"
+"""ECMA-48's private mode 25, as every terminal since the VT220 knows it."""
+
+WORDINGS = {
+    r"invalid literal for int\(\) with base 10: (.*)": r"must be a whole number, not \1",
+    r"could not convert string to float: (.*)": r"must be a number, not \1",
+    r"no type matching \{None\}\|INT could be instantiated from \[(.*)\]": r"must be a whole number, not \1",
+    r"no type matching \{None\}\|FLOAT could be instantiated from \[(.*)\]": r"must be a number, not \1",
+    r"Missing from python -m [\w.]+: (\S+) (.*) \(required\)": r"\1 is missing: \2",
+}
+"""What Python and tyro say of a flag, and how this package does."""
 
 
 def run(main: Callable[[Sequence[str]], int]) -> int:
@@ -72,15 +84,18 @@ class StopSignals:
         return 128 + self._signal
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        # Written by os.write, for the signal may have come in the middle of a print.
         if self._signal is not None:
+            if sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), SHOW_CURSOR)  # the progress bar hides it
             os._exit(128 + number)  # what is saved is saved; nothing is to be waited for
         self._signal = number
         if not self._asked:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
-            print("interrupted", file=sys.stderr)
+            os.write(sys.stderr.fileno(), b"interrupted\n")
             sys.exit(self.exit_status)
-        print("stopping after this chunk; once more to stop at once", file=sys.stderr)
+        os.write(sys.stderr.fileno(), b"stopping after this chunk; once more to stop at once\n")
 
 
 def parse(flags: type[Flags], args: Sequence[str], *, module: str, default: Flags | None = None) -> Flags:
@@ -126,4 +141,7 @@ def _one_line(box: str) -> str:
     # tyro draws a box: a title, what is wrong, and below a rule what --help says too.
     lines = (line.strip("│╰╯ ") for line in box.splitlines()[1:])
     message = next(group for is_text, group in groupby(lines, lambda line: bool(line.strip("─-"))) if is_text)
-    return " ".join(message).removeprefix("Error parsing ").rstrip(".")
+    line = " ".join(message).removeprefix("Error parsing ")
+    for theirs, ours in WORDINGS.items():
+        line = re.sub(theirs, ours, line)
+    return line.rstrip(".")

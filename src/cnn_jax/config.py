@@ -1,13 +1,12 @@
 """Everything a run is determined by, in one flat record."""
 
 import dataclasses
-import difflib
 import math
 import os
 import reprlib
 import textwrap
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Annotated, Any, Self
 import yaml
 from tyro.conf import arg
 
-from cnn_jax.errors import UsageError
+from cnn_jax.errors import UsageError, suggest
 
 PRESETS = resources.files("cnn_jax") / "configs"
 MAX_LENGTH = 100_000
@@ -25,9 +24,6 @@ MAX_LENGTH = 100_000
 
 MAX_NAME = 200
 """Characters of a data set's or a model's name."""
-
-DETERMINISTIC_OPS = "--xla_gpu_deterministic_ops=true"
-"""In the environment's ``XLA_FLAGS``, makes XLA take only operations that give the same bits each time on a GPU."""
 
 TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -67,7 +63,7 @@ class Config:
     target_accuracy: Annotated[float | None, arg(metavar="FLOAT")] = None
     """Stop after the first epoch whose test accuracy, a fraction, reaches it; if none does, exit status 3."""
 
-    checkpoint_every: Annotated[int | None, arg(metavar="STEPS")] = None
+    checkpoint_every: Annotated[int | None, arg(metavar="INT")] = None
     """Write a checkpoint every so many steps, inside epochs too; one is written at each epoch's end anyway."""
 
     deterministic: bool = False
@@ -122,7 +118,7 @@ class Config:
             UsageError: no such file or preset, not YAML, or not a valid config.
         """
         path = Path(source)
-        if not path.exists() and path.name == str(source) and not path.suffix:
+        if not path.is_file() and path.name == str(source) and not path.suffix:
             path = PRESETS / f"{source}.yaml"
             if not path.is_file():
                 presets = sorted(Path(preset.name).stem for preset in PRESETS.iterdir())
@@ -148,14 +144,15 @@ class Config:
         return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False)
 
 
-def suggest(given: str, known: Iterable[str]) -> str:
-    """A sentence's ending that names the known word nearest to a given one, or nothing where none is near."""
-    nearest = difflib.get_close_matches(given, list(known), n=1)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""
-
-
 class _Loader(yaml.SafeLoader):
     """YAML's plain data, without the merging of mappings (<<): a few lines of it ask for any amount of memory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """A mapping that says everything once; YAML forbids the same key twice, and PyYAML takes the last."""
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a key stands there twice", node.start_mark)
+        return mapping
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Leave the mapping as it is, so that << in it is a key that nothing is made of: an error."""

@@ -19,7 +19,7 @@ import numpy as np
 from flax.training.train_state import TrainState
 
 from cnn_jax import data
-from cnn_jax.config import DETERMINISTIC_OPS, Config
+from cnn_jax.config import Config
 from cnn_jax.data import Dataset
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.models import create_model
@@ -29,6 +29,9 @@ from cnn_jax.training.loop import ChunkReport, EpochRecord, Progress, Trainer, e
 from cnn_jax.training.metrics import Metrics
 from cnn_jax.training.state import abstract_train_state
 from cnn_jax.workdir import Workdir
+
+DETERMINISTIC_OPS = "--xla_gpu_deterministic_ops=true"
+"""In the environment's ``XLA_FLAGS``, makes XLA take only operations that give the same bits each time on a GPU."""
 
 FORMAT = 1
 """Of what a checkpoint holds; another number is another form."""

@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import FlagCreatePairsOff, arg
 
 from cnn_jax import cli
-from cnn_jax.config import DETERMINISTIC_OPS, Config
+from cnn_jax.config import Config
 from cnn_jax.errors import UsageError
 
 
@@ -37,13 +37,13 @@ def main(args: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
     flags = parse(args)
     config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
+    # What follows is slow to import, and of no use to somebody who mistyped a flag.
+    from cnn_jax.report.console import EpochPrinter
+    from cnn_jax.run import DETERMINISTIC_OPS, StoppedError, fit, reached_target
+
     if config.deterministic:
         # XLA reads its flags once, when jax first looks for devices.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_OPS}"
-    # What follows is slow to import, and of no use to somebody who mistyped a flag.
-    from cnn_jax.report.console import EpochPrinter
-    from cnn_jax.run import StoppedError, fit, reached_target
-
     with EpochPrinter(config.epochs) as printer, cli.StopSignals() as signals:
         try:
             run = fit(

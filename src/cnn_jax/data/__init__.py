@@ -4,10 +4,10 @@ import logging
 import os
 from pathlib import Path
 
-from cnn_jax.config import Config, suggest
+from cnn_jax.config import Config
 from cnn_jax.data import catalogue, digits, prepared
 from cnn_jax.data.dataset import Dataset, Split
-from cnn_jax.errors import UsageError
+from cnn_jax.errors import UsageError, suggest
 from cnn_jax.paths import user_cache
 
 __all__ = ["Dataset", "Split", "data_dir", "load"]
@@ -41,7 +41,7 @@ def load(config: Config) -> Dataset:
             return digits.load()
         case name, "", "" if name in catalogue.FAMILIES:
             return catalogue.load(name, directory)
-        case "tfds", ":", name:
+        case "tfds", ":", name if name:
             return prepared.load(name, directory)
     known = ("auto", *catalogue.FAMILIES, "digits", "tfds:NAME")
     raise UsageError(

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnn_jax.config import suggest
 from cnn_jax.data.dataset import Dataset, Split
 from cnn_jax.data.holdout import hold_out
-from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.errors import CnnJaxError, UsageError, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

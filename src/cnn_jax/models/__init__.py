@@ -2,8 +2,7 @@
 
 import flax.linen as nn
 
-from cnn_jax.config import suggest
-from cnn_jax.errors import UsageError
+from cnn_jax.errors import UsageError, suggest
 from cnn_jax.models.cnn import CNN
 
 MODELS: dict[str, type[nn.Module]] = {"cnn": CNN}
