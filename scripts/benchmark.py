@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cnn_jax import cli
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split, load
 from cnn_jax.errors import CnnJaxError
@@ -99,6 +100,7 @@ def main() -> None:
     if flags.threads:
         # Before jax and torch are imported: both take as many threads as they may use processors.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
+    cli.use_every_processor()
     config = Config(epochs=flags.epochs, shuffle=False, dataset="fashion_mnist", data_dir=flags.data_dir)
     dataset = load_or_make(config)
     contenders = [PyTorch(config, dataset, compiled=False), CnnJax(config, dataset)]

@@ -31,7 +31,7 @@ def main(args: Sequence[str]) -> int:
     config = Config(dataset=flags.dataset, data_dir=flags.data_dir)
     dataset = load(config)
     images, labels = (jnp.asarray(array[: config.batch_size]) for array in (dataset.train.images, dataset.train.labels))
-    batch = Batch(images, labels, mask=jnp.ones(len(labels), bool))
+    batch = Batch.of(images, labels)
     print(f"  {dataset.name}: images {images.dtype}{list(images.shape)}, labels {labels.dtype}{list(labels.shape)}")
 
     print("Make the network and the optimizer")

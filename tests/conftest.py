@@ -7,6 +7,11 @@ import pytest
 from cnn_jax.data import Dataset, Split
 
 
+def pytest_configure() -> None:
+    """Two devices, however many processors there are; before jax looks for any."""
+    jax.config.update("jax_num_cpu_devices", 2)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def user_cache(tmp_path_factory):
     """A user's cache of the tests' own: what one has compiled, the next and the commands it starts need not."""

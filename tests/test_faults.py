@@ -18,6 +18,7 @@ import pytest
 from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.report import plots
 from cnn_jax.run import StoppedError, fit, load_run
 from cnn_jax.workdir import Workdir
 
@@ -27,6 +28,18 @@ CONFIG = Config(epochs=4, batch_size=10, dataset="squares", seed=3, checkpoint_e
 @pytest.fixture
 def small_data(dataset, monkeypatch):
     monkeypatch.setattr(data, "load", lambda config: dataclasses.replace(dataset, name=config.dataset))
+    # Drawing takes most of the time of so small a training, and test_run looks at it.
+    monkeypatch.setattr(plots, "save_curves", lambda path, *figures: path.touch())
+    monkeypatch.setattr(plots, "save_confusion", lambda path, *figures: path.touch())
+
+
+@pytest.fixture(scope="module")
+def whole(dataset, tmp_path_factory):
+    """The run directory of a training that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    with mock.patch.object(data, "load", lambda config: dataclasses.replace(dataset, name=config.dataset)):
+        fit(CONFIG, workdir)
+    return workdir
 
 
 def without_times(workdir):
@@ -48,22 +61,20 @@ def stop_at(step):
 
 
 @pytest.mark.parametrize("asked", [0, 1, 2, 3, 5, 7])
-def test_stopped_anywhere_and_gone_on_with_is_the_same_to_the_bit(tmp_path, small_data, asked):
-    fit(CONFIG, tmp_path / "whole")
+def test_stopped_anywhere_and_gone_on_with_is_the_same_to_the_bit(tmp_path, whole, small_data, asked):
     with pytest.raises(StoppedError, match=r"stopped after step \d+: go on with python -m cnn_jax\.train --resume"):
         fit(CONFIG, tmp_path / "parts", stop_requested=stop_at(asked))
     fit(CONFIG, tmp_path / "parts", resume=True)
-    assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
+    assert_same_outcome(tmp_path / "parts", whole)
 
 
-def test_half_a_line_of_metrics_is_repaired(tmp_path, small_data):
-    fit(CONFIG, tmp_path / "whole")
+def test_half_a_line_of_metrics_is_repaired(tmp_path, whole, small_data):
     with pytest.raises(StoppedError):
         fit(CONFIG, tmp_path / "parts", stop_requested=stop_at(5))
     metrics = tmp_path / "parts" / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"epoch": 1, "st')
     fit(CONFIG, tmp_path / "parts", resume=True)
-    assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
+    assert_same_outcome(tmp_path / "parts", whole)
 
 
 def damage(path, how):
@@ -90,13 +101,12 @@ def test_the_older_checkpoint_is_used_where_the_newest_is_damaged(tmp_path, smal
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
-def test_going_on_from_the_older_checkpoint_is_the_same_to_the_bit(tmp_path, small_data, how):
-    fit(CONFIG, tmp_path / "whole")
+def test_going_on_from_the_older_checkpoint_is_the_same_to_the_bit(tmp_path, whole, small_data, how):
     fit(CONFIG, tmp_path / "parts")
     files = (path for path in (tmp_path / "parts/checkpoints/20/state").rglob("*") if path.is_file())
     damage(max(files, key=lambda path: path.stat().st_size), how)
     fit(CONFIG, tmp_path / "parts", resume=True)
-    assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
+    assert_same_outcome(tmp_path / "parts", whole)
 
 
 def test_all_checkpoints_damaged_is_an_error(tmp_path, small_data):
@@ -117,10 +127,10 @@ def test_sums_are_what_sha256sum_checks(tmp_path, small_data):
 
 
 def test_another_format_is_refused_by_name(tmp_path, small_data, monkeypatch):
-    monkeypatch.setattr("cnn_jax.run.FORMAT", 2)
+    monkeypatch.setattr("cnn_jax.run.FORMAT", 3)
     fit(CONFIG, tmp_path)
     monkeypatch.undo()
-    with pytest.raises(CnnJaxError, match="in format 2, and this one reads format 1: use the version that wrote it"):
+    with pytest.raises(CnnJaxError, match="in format 3, and this one reads format 2: use the version that wrote it"):
         load_run(tmp_path)
 
 
@@ -148,15 +158,14 @@ def test_a_start_cut_short_is_no_obstacle(tmp_path, small_data):
     assert len(fit(CONFIG, tmp_path).history) == 4
 
 
-def test_interrupted_while_compiling_it_can_be_gone_on_with(tmp_path, small_data, monkeypatch):
-    fit(CONFIG, tmp_path / "whole")
+def test_interrupted_while_compiling_it_can_be_gone_on_with(tmp_path, whole, small_data, monkeypatch):
     with monkeypatch.context() as patch:
         # Not by a signal: where tests run in the background, Ctrl-C's is ignored.
         patch.setattr("cnn_jax.training.loop.Trainer.compile", mock.Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             fit(CONFIG, tmp_path / "parts")
     fit(CONFIG, tmp_path / "parts", resume=True)
-    assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
+    assert_same_outcome(tmp_path / "parts", whole)
 
 
 def test_fewer_epochs_than_are_begun_is_refused(tmp_path, small_data):
@@ -205,8 +214,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_full_disk_is_one_error_and_what_was_saved_is_kept(tmp_path, small_disk, small_data):
-    fit(CONFIG, tmp_path / "whole")
+def test_a_full_disk_is_one_error_and_what_was_saved_is_kept(tmp_path, whole, small_disk, small_data):
     filler = small_disk / "filler"
 
     def fill(record):
@@ -223,7 +231,7 @@ def test_a_full_disk_is_one_error_and_what_was_saved_is_kept(tmp_path, small_dis
         fit(CONFIG, small_disk / "run", on_epoch=fill)
     shutil.move(small_disk / "run", tmp_path / "run")
     fit(CONFIG, tmp_path / "run", resume=True)
-    assert_same_outcome(tmp_path / "run", tmp_path / "whole")
+    assert_same_outcome(tmp_path / "run", whole)
 
 
 @pytest.fixture
@@ -255,7 +263,7 @@ def test_pictures_and_summary_are_whole_or_old(tmp_path):
 
 
 def command(workdir, *words):
-    flags = ["--dataset", "digits", "--epochs", "8", "--batch-size", "20", "--checkpoint-every", "7", "--seed", "5"]
+    flags = ["--dataset", "digits", "--epochs", "16", "--batch-size", "40", "--checkpoint-every", "7", "--seed", "5"]
     return [sys.executable, "-m", "cnn_jax.train", *flags, "--workdir", str(workdir), *words]
 
 

@@ -71,7 +71,7 @@ def batch_of(reference: Arrays, step: int) -> Batch:
     index = step % len(reference["images"])
     images = reference["images"][index].transpose(0, 2, 3, 1)
     labels = reference["labels"][index].astype(np.int32)
-    return Batch(images, labels, np.ones(len(labels), bool))
+    return Batch.of(images, labels)
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -10,6 +10,7 @@ from cnn_jax.config import Config
 from cnn_jax.data import Dataset
 from cnn_jax.errors import UsageError
 from cnn_jax.run import fit, load_run
+from cnn_jax.training import sharding
 
 CONFIG = Config(epochs=4, batch_size=10, dataset="squares", seed=3)
 
@@ -174,3 +175,14 @@ def test_a_data_set_of_images_too_small_leaves_no_directory(tmp_path, dataset, m
     with pytest.raises(UsageError, match="needs images of at least 16x16 pixels"):
         fit(CONFIG, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_going_on_with_other_devices_is_said(tmp_path, caplog, monkeypatch):
+    run = fit(dataclasses.replace(CONFIG, epochs=1), tmp_path / "run")
+    assert json.loads((run.workdir / "summary.json").read_text())["device_count"] == 1
+    monkeypatch.setattr(sharding, "MIN_PART", 5)
+    resumed = fit(dataclasses.replace(CONFIG, epochs=2), tmp_path / "run", resume=True)
+    assert "was trained on 1 device(s) and goes on with 2: the same up to rounding" in caplog.text
+    assert json.loads((run.workdir / "summary.json").read_text())["device_count"] == 2
+    expected = fit(dataclasses.replace(CONFIG, epochs=2), tmp_path / "other")
+    assert resumed.history[-1].loss == pytest.approx(expected.history[-1].loss, rel=1e-4)

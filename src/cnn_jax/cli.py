@@ -42,6 +42,7 @@ def run(main: Callable[[Sequence[str]], int]) -> int:
     notices = logging.getLogger("cnn_jax")
     notices.addHandler(logging.StreamHandler())
     notices.propagate = False
+    use_every_processor()
     _keep_compiled_programs()
     try:
         return main(sys.argv[1:])
@@ -125,6 +126,14 @@ def parse(flags: type[Flags], args: Sequence[str], *, module: str, default: Flag
         known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(flags)]
         raise UsageError(f"unknown argument {unknown[0]!r}{suggest(unknown[0], known)}; see {program} --help")
     return values
+
+
+def use_every_processor() -> None:
+    """Have jax take each processor for a device, unless the environment says otherwise; to call before jax looks."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):  # an older name of the same
+        return
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(processors))
 
 
 def _keep_compiled_programs() -> None:

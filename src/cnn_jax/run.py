@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import logging
 import math
 import os
 import re
@@ -27,17 +28,19 @@ from cnn_jax.report import plots
 from cnn_jax.training.checkpoint import CheckpointWriter, Which, restore
 from cnn_jax.training.loop import ChunkReport, EpochRecord, Progress, Trainer, evaluate
 from cnn_jax.training.metrics import Metrics
+from cnn_jax.training.sharding import make_mesh, replicate
 from cnn_jax.training.state import abstract_train_state
 from cnn_jax.workdir import Workdir
 
 DETERMINISTIC_OPS = "--xla_gpu_deterministic_ops=true"
 """In the environment's ``XLA_FLAGS``, makes XLA take only operations that give the same bits each time on a GPU."""
 
-FORMAT = 1
+FORMAT = 2
 """Of what a checkpoint holds; another number is another form."""
 
 META_FORM = {
     "format": int,
+    "device_count": int,
     "image_shape": [int],
     "class_names": [str],
     "history": [{field.name: field.type for field in dataclasses.fields(EpochRecord)}],
@@ -51,6 +54,8 @@ META_FORM = {
 
 MAY_CHANGE = {"epochs", "target_accuracy", "data_dir", "checkpoint_every"}
 """Settings that may differ when a run goes on: when to stop, what to save, where data lie; not what is computed."""
+
+logger = logging.getLogger("cnn_jax")
 
 
 class StoppedError(CnnJaxError):
@@ -111,14 +116,11 @@ class Run:
                 f"{_describe(dataset.image_shape, dataset.class_names)}"
             )
         test = dataset.test
+        batch_size = self.config.batch_size
+        mesh = make_mesh(batch_size)
+        params, images, labels = replicate((self.state.params, test.images, test.labels), mesh)
         metrics, logits = jax.device_get(
-            evaluate(
-                self.state.params,
-                self.state.apply_fn,
-                jax.device_put(test.images),
-                jax.device_put(test.labels),
-                batch_size=self.config.batch_size,
-            )
+            evaluate(params, self.state.apply_fn, images, labels, batch_size=batch_size, mesh=mesh)
         )
         return Evaluation(
             loss=float(metrics.loss / metrics.num_examples),
@@ -177,7 +179,7 @@ def fit(
 
             def save(progress: Progress, **score: float) -> None:
                 trainer.check_finite(progress.metrics)
-                checkpoints.save(progress.state, _meta(dataset, history, progress), **score)
+                checkpoints.save(progress.state, _meta(trainer, dataset, history, progress), **score)
 
             def before_chunk(progress: Progress) -> None:
                 if stop_requested():
@@ -201,13 +203,14 @@ def fit(
                 if reached_target(config, history):
                     break
 
-        directory.write_summary(config, history, compile_seconds)
+        directory.write_summary(config, history, compile_seconds, device_count=trainer.mesh.size)
         _, logits = trainer.evaluate(progress.state.params)
         with directory.replacing("curves.png") as path:
             plots.save_curves(path, history, trainer.steps_per_epoch)
         with directory.replacing("confusion.png") as path:
             plots.save_confusion(path, dataset.test.labels, np.argmax(logits, axis=-1), dataset.class_names)
-    return Run(directory.path, config, dataset.image_shape, dataset.class_names, tuple(history), progress.state)
+    state = jax.device_put(progress.state, jax.devices()[0])  # on one device, as load_run gives it
+    return Run(directory.path, config, dataset.image_shape, dataset.class_names, tuple(history), state)
 
 
 def load_run(workdir: str | Path, checkpoint: Which = "newest") -> Run:
@@ -256,10 +259,11 @@ def _check_same(config: Config, directory: Workdir) -> None:
         )
 
 
-def _meta(dataset: Dataset, history: Sequence[EpochRecord], progress: Progress) -> dict[str, Any]:
+def _meta(trainer: Trainer, dataset: Dataset, history: Sequence[EpochRecord], progress: Progress) -> dict[str, Any]:
     """What a checkpoint holds besides the state."""
     return {
         "format": FORMAT,
+        "device_count": trainer.mesh.size,
         "image_shape": dataset.image_shape,
         "class_names": dataset.class_names,
         "history": [dataclasses.asdict(record) for record in history],
@@ -281,6 +285,13 @@ def _saved(trainer: Trainer, directory: Workdir) -> tuple[Progress, list[EpochRe
         raise CnnJaxError(
             f"the run in {directory.path} came to step {step} by other epochs than of {trainer.steps_per_epoch} steps: "
             "go on with the data set it was made with"
+        )
+    if meta["device_count"] != trainer.mesh.size:
+        logger.warning(
+            "%s was trained on %d device(s) and goes on with %d: the same up to rounding, but not to the last bit",
+            directory.path,
+            meta["device_count"],
+            trainer.mesh.size,
         )
     return Progress(step, state, Metrics.from_numbers(epoch["metrics"]), epoch["seconds"]), history
 

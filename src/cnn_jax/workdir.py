@@ -104,7 +104,9 @@ class Workdir:
             file.seek(0, os.SEEK_END)
             file.write(_json_line(record))
 
-    def write_summary(self, config: Config, history: Sequence[EpochRecord], compile_seconds: float) -> None:
+    def write_summary(
+        self, config: Config, history: Sequence[EpochRecord], compile_seconds: float, device_count: int
+    ) -> None:
         """Write ``summary.json``: the outcome, what it took, and on what."""
         last = history[-1]
         summary: dict[str, Any] = {
@@ -116,7 +118,7 @@ class Workdir:
             "compile_seconds": compile_seconds,
             "dataset": config.dataset,
             "backend": jax.default_backend(),
-            "device_count": jax.device_count(),
+            "device_count": device_count,
             "versions": {
                 "python": platform.python_version(),
                 **{package: metadata.version(package) for package in ("jax", "jaxlib", "flax", "optax")},

@@ -3,15 +3,25 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import Mesh
 
 from cnn_jax.config import Config
 from cnn_jax.data.order import epoch_order
-from cnn_jax.training import loop
+from cnn_jax.training import loop, sharding
 from cnn_jax.training.loop import BrokenNumbersError, EpochRecord, Trainer, take_batch
+from cnn_jax.training.sharding import SAME, on_every_device, parts_along
 from cnn_jax.training.step import Batch, eval_step, train_step
 
 CONFIG = Config(epochs=2, batch_size=10, dataset="squares", seed=3)
+
+
+@pytest.fixture(params=[1, 2], autouse=True)
+def devices(request, monkeypatch):
+    """All of it holds on one device and on two."""
+    monkeypatch.setattr(sharding, "MIN_PART", CONFIG.batch_size // request.param)
+    return request.param
 
 
 def train(config, dataset):
@@ -23,13 +33,16 @@ def train(config, dataset):
     ]
 
 
-def test_take_batch_masks_what_fills_up_the_last_batch():
+def test_take_batch_masks_what_fills_up_the_last_batch(devices):
     images, labels = jnp.arange(7, dtype=jnp.uint8).reshape(7, 1, 1, 1), jnp.arange(7)
     order = jnp.array([3, 1, 2, 0, 6, 5, 4, 3])
-    batch = take_batch(images, labels, order, jnp.int32(1), 4)
+    mesh = Mesh(jax.devices()[:devices], ("devices",))
+    parts = Batch(*[parts_along(axis=0)] * 3, SAME)
+    batch = on_every_device(lambda *args: take_batch(*args, 4, mesh), mesh, parts)(images, labels, order, jnp.int32(1))
     np.testing.assert_array_equal(batch.labels, [6, 5, 4, 3])
     np.testing.assert_array_equal(batch.images.ravel(), [6, 5, 4, 3])
     np.testing.assert_array_equal(batch.mask, [True, True, True, False])
+    assert batch.num_examples == 3
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -44,7 +57,7 @@ def test_an_epoch_is_the_lessons_loop(dataset, shuffle):
     for first in range(0, 47, 10):
         indices = order[first : first + 10]
         images, labels = dataset.train.images[indices], dataset.train.labels[indices]
-        state, metrics = train_step(state, Batch(images, labels, np.ones(len(labels), bool)))
+        state, metrics = train_step(state, Batch.of(images, labels))
         total_loss += float(metrics.loss)
         total_correct += int(metrics.num_correct)
     assert record.step == state.step == 5
@@ -64,13 +77,14 @@ def test_a_batch_larger_than_the_data_set_is_the_data_set(dataset):
 def test_every_test_example_counts_once(dataset):
     trainer = Trainer(CONFIG, dataset)
     state = trainer.start().state
-    metrics, logits = trainer.evaluate(state.params)
-    whole = Batch(dataset.test.images, dataset.test.labels, np.ones(23, bool))
-    expected, expected_logits = eval_step(state.params, state.apply_fn, whole)
+    metrics, logits = jax.device_get(trainer.evaluate(state.params))
+    params = jax.device_put(state.params, jax.devices()[0])
+    expected = eval_step(params, state.apply_fn, jnp.asarray(dataset.test.images))
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    losses = optax.softmax_cross_entropy_with_integer_labels(expected, dataset.test.labels)
     assert metrics.num_examples == 23
-    assert metrics.num_correct == expected.num_correct
-    np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-6)
-    np.testing.assert_allclose(logits, expected_logits, atol=1e-5)
+    assert metrics.num_correct == np.sum(np.argmax(expected, -1) == dataset.test.labels)
+    np.testing.assert_allclose(metrics.loss, np.asarray(losses, np.float64).sum(), rtol=1e-6)
 
 
 def test_the_network_learns(dataset):

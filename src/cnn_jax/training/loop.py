@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.training.train_state import TrainState
+from jax.sharding import Mesh
 
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
@@ -17,8 +18,16 @@ from cnn_jax.data.order import epoch_order
 from cnn_jax.errors import CnnJaxError
 from cnn_jax.models import create_model
 from cnn_jax.training.metrics import NEVER, Metrics
+from cnn_jax.training.sharding import (
+    make_mesh,
+    on_every_device,
+    part_of_batch,
+    parts_along,
+    replicate,
+    sum_over_devices,
+)
 from cnn_jax.training.state import abstract_train_state, create_train_state
-from cnn_jax.training.step import Batch, Params, eval_step, train_step
+from cnn_jax.training.step import Batch, Params, cross_entropy, eval_step, num_correct, train_step
 
 CHUNK = 100
 """Steps per call of the compiled program: as many as the host leaves unwatched."""
@@ -63,22 +72,27 @@ def num_steps(num_examples: int, batch_size: int) -> int:
     return -(-num_examples // batch_size)
 
 
-def take_batch(images: jax.Array, labels: jax.Array, order: jax.Array, step: jax.Array, batch_size: int) -> Batch:
-    """The batch of one step of an epoch.
+def take_batch(
+    images: jax.Array, labels: jax.Array, order: jax.Array, step: jax.Array, batch_size: int, mesh: Mesh
+) -> Batch:
+    """The part that this device of the mesh has in the batch of one step of an epoch.
 
     Args:
         images: uint8 ``[N, H, W, C]``, the whole split.
         labels: int32 ``[N]``.
         order: int32 ``[steps * batch_size]``: the order of the examples, filled up to whole batches.
         step: of the epoch, counted from 0.
-        batch_size: examples per batch.
+        batch_size: examples per batch, a multiple of the number of devices.
+        mesh: the devices.
     """
-    positions = step * batch_size + jnp.arange(batch_size)
-    indices = jax.lax.dynamic_slice_in_dim(order, step * batch_size, batch_size)
-    return Batch(images[indices], labels[indices], positions < len(labels))
+    begin = step * batch_size
+    offset, size = part_of_batch(mesh, batch_size)
+    indices = jax.lax.dynamic_slice_in_dim(order, begin + offset, size)
+    mask = begin + offset + jnp.arange(size) < len(labels)
+    return Batch(images[indices], labels[indices], mask, jnp.minimum(batch_size, len(labels) - begin))
 
 
-@partial(jax.jit, static_argnames="batch_size", donate_argnames="state")
+@partial(jax.jit, static_argnames=("batch_size", "mesh"), donate_argnames="state")
 def train_chunk(
     state: TrainState,
     metrics: Metrics,
@@ -89,6 +103,7 @@ def train_chunk(
     last: jax.Array,
     *,
     batch_size: int,
+    mesh: Mesh,
 ) -> tuple[TrainState, Metrics]:
     """Steps ``first`` to ``last`` (exclusive) of an epoch as one program, whatever their number.
 
@@ -96,33 +111,59 @@ def train_chunk(
     steps, so that they come out the same to the bit however an epoch is cut into chunks.
     """
 
-    def body(step: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-        state, metrics = carry
-        state, step_metrics = train_step(state, take_batch(images, labels, order, step, batch_size))
-        return state, metrics + step_metrics
+    def chunk(
+        state: TrainState, metrics: Metrics, images: jax.Array, labels: jax.Array, order: jax.Array, *steps: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        def body(step: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = carry
+            batch = take_batch(images, labels, order, step, batch_size, mesh)
+            state, step_metrics = train_step(state, batch, add_parts=sum_over_devices)
+            return state, metrics + step_metrics
 
-    return jax.lax.fori_loop(first, last, body, (state, metrics))
+        return jax.lax.fori_loop(*steps, body, (state, metrics))
+
+    return on_every_device(chunk, mesh)(state, metrics, images, labels, order, first, last)
 
 
-@partial(jax.jit, static_argnames=("apply_fn", "batch_size"))
+@partial(jax.jit, static_argnames=("apply_fn", "batch_size", "mesh"))
+def predict(
+    params: Params, apply_fn: Callable[..., jax.Array], images: jax.Array, *, batch_size: int, mesh: Mesh
+) -> jax.Array:
+    """The logits ``[N, classes]`` of uint8 images ``[N, H, W, C]``, computed by batches."""
+    batch_size = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
+    steps = num_steps(len(images), batch_size)
+
+    def predict_parts(params: Params, images: jax.Array) -> jax.Array:
+        def predict_part(step: jax.Array) -> jax.Array:
+            offset, size = part_of_batch(mesh, batch_size)
+            indices = step * batch_size + offset + jnp.arange(size)  # those past the end repeat the last image
+            return eval_step(params, apply_fn, images[indices])
+
+        return jax.lax.map(predict_part, jnp.arange(steps))
+
+    logits = on_every_device(predict_parts, mesh, parts_along(axis=1))(params, images)
+    return logits.reshape(steps * batch_size, -1)[: len(images)]
+
+
+@partial(jax.jit, static_argnames=("apply_fn", "batch_size", "mesh"))
 def evaluate(
-    params: Params, apply_fn: Callable[..., jax.Array], images: jax.Array, labels: jax.Array, *, batch_size: int
+    params: Params,
+    apply_fn: Callable[..., jax.Array],
+    images: jax.Array,
+    labels: jax.Array,
+    *,
+    batch_size: int,
+    mesh: Mesh,
 ) -> tuple[Metrics, jax.Array]:
     """Score a whole split, every example once.
 
     Returns:
         The metrics, whose loss is summed over the examples, and the logits ``[N, classes]``.
     """
-    batch_size = min(batch_size, len(labels))
-    steps = num_steps(len(labels), batch_size)
-    order = jnp.resize(jnp.arange(len(labels)), steps * batch_size)
-
-    def body(metrics: Metrics, step: jax.Array) -> tuple[Metrics, jax.Array]:
-        step_metrics, logits = eval_step(params, apply_fn, take_batch(images, labels, order, step, batch_size))
-        return metrics + step_metrics, logits
-
-    metrics, logits = jax.lax.scan(body, Metrics.zero(), jnp.arange(steps))
-    return metrics, logits.reshape(steps * batch_size, -1)[: len(labels)]
+    logits = predict(params, apply_fn, images, batch_size=batch_size, mesh=mesh)
+    loss = cross_entropy(logits, labels).sum()
+    metrics = Metrics(loss, num_correct(logits, labels), jnp.int32(len(labels)), jnp.int32(NEVER))
+    return metrics, logits
 
 
 class ChunkReport(NamedTuple):
@@ -156,9 +197,10 @@ class BrokenNumbersError(CnnJaxError):
 
 
 class Trainer:
-    """A config's training and evaluation on a data set, whose examples it holds on the device.
+    """A config's training and evaluation on a data set, whose examples it holds on the devices.
 
     Attributes:
+        mesh: the devices that train.
         steps_per_epoch: batches an epoch.
         abstract_state: a state's shapes and dtypes.
 
@@ -169,22 +211,26 @@ class Trainer:
     def __init__(self, config: Config, dataset: Dataset):
         self._config = config
         self._batch_size = min(config.batch_size, len(dataset.train))  # nothing is gained by more padding than examples
+        self.mesh = make_mesh(self._batch_size)
         self.steps_per_epoch = num_steps(len(dataset.train), self._batch_size)
         self._image_shape = dataset.image_shape
         self._model = create_model(config.model, len(dataset.class_names))
         self.abstract_state = abstract_train_state(self._model, self._image_shape, config.learning_rate)
-        self._train, self._test = (jax.device_put((s.images, s.labels)) for s in (dataset.train, dataset.test))
+        self._train, self._test = replicate(
+            [(split.images, split.labels) for split in (dataset.train, dataset.test)], self.mesh
+        )
 
     def start(self) -> Progress:
         """The beginning of training, a function of the config's seed."""
         key = jax.random.key(self._config.seed)
         state = create_train_state(self._model, self._image_shape, self._config.learning_rate, key)
-        return Progress(0, state, Metrics.zero(), 0.0)
+        return Progress(0, replicate(state, self.mesh), self._no_metrics(), 0.0)
 
     def compile(self) -> float:
         """Have both programs compiled, by a chunk of no steps and an evaluation; returns the seconds it took."""
         began = time.perf_counter()
-        state, _ = self._train_chunk(self.start().state, Metrics.zero(), self._order(epoch=0), 0, 0)
+        start = self.start()
+        state, _ = self._train_chunk(start.state, start.metrics, self._order(epoch=0), 0, 0)
         jax.block_until_ready(self.evaluate(state.params))
         return time.perf_counter() - began
 
@@ -208,16 +254,18 @@ class Trainer:
         Raises:
             BrokenNumbersError: the loss or the gradient stopped being finite; known at the next chunk's end.
         """
+        state, metrics = replicate((progress.state, progress.metrics), self.mesh)
+        progress = Progress(progress.step, state, metrics, progress.seconds)
         for epoch in range(progress.step // self.steps_per_epoch, self._config.epochs):
             progress = self._train_epoch(progress, on_chunk, before_chunk)
             test_metrics, _ = self.evaluate(progress.state.params)
             record = self._record(epoch, progress, jax.device_get(test_metrics))
-            progress = Progress(progress.step, progress.state, Metrics.zero(), 0.0)
+            progress = Progress(progress.step, progress.state, self._no_metrics(), 0.0)
             yield record, progress
 
     def evaluate(self, params: Params) -> tuple[Metrics, jax.Array]:
         """Metrics and logits of the test examples, as ``evaluate`` gives them."""
-        return evaluate(params, self._model.apply, *self._test, batch_size=self._config.batch_size)
+        return evaluate(params, self._model.apply, *self._test, batch_size=self._batch_size, mesh=self.mesh)
 
     def check_finite(self, metrics: Metrics) -> None:
         """Raise BrokenNumbersError where a step was not finite; waits for the steps that the metrics are of."""
@@ -260,9 +308,9 @@ class Trainer:
     def _train_chunk(
         self, state: TrainState, metrics: Metrics, order: jax.Array, first: int, last: int
     ) -> tuple[TrainState, Metrics]:
-        # Put on the device by name, so that a chunk can run under a guard against transfers.
-        first, last = jax.device_put((np.int32(first), np.int32(last)))
-        return train_chunk(state, metrics, *self._train, order, first, last, batch_size=self._batch_size)
+        # Put on the devices by name, so that a chunk can run under a guard against transfers.
+        steps = replicate((np.int32(first), np.int32(last)), self.mesh)
+        return train_chunk(state, metrics, *self._train, order, *steps, batch_size=self._batch_size, mesh=self.mesh)
 
     def _record(self, epoch: int, progress: Progress, test: Metrics) -> EpochRecord:
         train = progress.metrics
@@ -281,4 +329,7 @@ class Trainer:
     def _order(self, epoch: int) -> jax.Array:
         _, labels = self._train
         order = epoch_order(len(labels), self._config.seed, epoch, self._config.shuffle)
-        return jax.device_put(np.resize(order, self.steps_per_epoch * self._batch_size))
+        return replicate(np.resize(order, self.steps_per_epoch * self._batch_size), self.mesh)
+
+    def _no_metrics(self) -> Metrics:
+        return replicate(Metrics.zero(), self.mesh)

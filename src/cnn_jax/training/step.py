@@ -21,11 +21,18 @@ class Batch(NamedTuple):
         images: uint8 ``[B, H, W, C]``.
         labels: int32 ``[B]``.
         mask: bool ``[B]``, false for padding.
+        num_examples: int32, the examples that count; where this is a device's part of a batch, those of the whole.
     """
 
     images: jax.Array
     labels: jax.Array
     mask: jax.Array
+    num_examples: jax.Array
+
+    @classmethod
+    def of(cls, images: jax.Array, labels: jax.Array) -> "Batch":
+        """A batch in which every example counts."""
+        return cls(images, labels, jnp.ones(len(labels), bool), jnp.int32(len(labels)))
 
 
 def scale(images: jax.Array) -> jax.Array:
@@ -52,48 +59,43 @@ def loss_fn(params: Params, apply_fn: Callable[..., jax.Array], batch: Batch) ->
         batch: the examples.
 
     Returns:
-        The loss, a float32 scalar, and the logits ``[B, classes]``.
+        The loss, a float32 scalar, and the logits ``[B, classes]``. The losses of a batch's parts add up to its own.
     """
-    logits = apply_fn({"params": params}, scale(batch.images))
-    return jnp.mean(cross_entropy(logits, batch.labels), where=batch.mask), logits
+    logits = eval_step(params, apply_fn, batch.images)
+    return jnp.sum(cross_entropy(logits, batch.labels), where=batch.mask) / batch.num_examples, logits
 
 
-@partial(jax.jit, donate_argnames="state")
-def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+@partial(jax.jit, static_argnames="add_parts", donate_argnames="state")
+def train_step(
+    state: TrainState, batch: Batch, *, add_parts: Callable[[Any], Any] = lambda tree: tree
+) -> tuple[TrainState, Metrics]:
     """Forward pass, loss, gradient, Adam update.
 
     Args:
         state: parameters and optimiser state; its memory is given to the new state.
         batch: the examples.
+        add_parts: where each of several devices has a part of the batch, the sum over them of a tree of arrays.
 
     Returns:
         The state one step on, and this step's metrics, taken before the update.
     """
     (loss, logits), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.apply_fn, batch)
+    grads, loss, correct = add_parts((grads, loss, num_correct(logits, batch.labels, batch.mask)))
     new_state = state.apply_gradients(grads=grads)
     # A gradient that is not finite makes parameters that are not.
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(new_state.params))
-    broken_at = jnp.where(finite, NEVER, state.step)
-    return new_state, _metrics(loss, logits, batch, broken_at)
+    return new_state, Metrics(loss, correct, batch.num_examples, jnp.where(finite, NEVER, state.step))
 
 
-@partial(jax.jit, static_argnames="apply_fn")
-def eval_step(params: Params, apply_fn: Callable[..., jax.Array], batch: Batch) -> tuple[Metrics, jax.Array]:
-    """Score a batch without learning from it.
+def eval_step(params: Params, apply_fn: Callable[..., jax.Array], images: jax.Array) -> jax.Array:
+    """The forward pass alone.
 
     Args:
         params: the model's parameters.
         apply_fn: as for ``loss_fn``.
-        batch: the examples.
+        images: uint8 ``[B, H, W, C]``.
 
     Returns:
-        The batch's metrics, whose loss is summed over the examples, and the logits ``[B, classes]``.
+        The logits ``[B, classes]``.
     """
-    logits = apply_fn({"params": params}, scale(batch.images))
-    loss = jnp.sum(cross_entropy(logits, batch.labels), where=batch.mask)
-    return _metrics(loss, logits, batch, jnp.int32(NEVER)), logits
-
-
-def _metrics(loss: jax.Array, logits: jax.Array, batch: Batch, broken_at: jax.Array) -> Metrics:
-    num_examples = jnp.sum(batch.mask, dtype=jnp.int32)
-    return Metrics(loss, num_correct(logits, batch.labels, batch.mask), num_examples, broken_at)
+    return apply_fn({"params": params}, scale(images))
