@@ -262,8 +262,8 @@ def test_pictures_and_summary_are_whole_or_old(tmp_path):
     assert (tmp_path / "curves.png").read_text() == "old"
 
 
-def command(workdir, *words):
-    flags = ["--dataset", "digits", "--epochs", "16", "--batch-size", "40", "--checkpoint-every", "7", "--seed", "5"]
+def command(workdir, *words, epochs=4):
+    flags = ["--dataset=digits", f"--epochs={epochs}", "--batch-size=40", "--checkpoint-every=7", "--seed=5"]
     return [sys.executable, "-m", "cnn_jax.train", *flags, "--workdir", str(workdir), *words]
 
 
@@ -308,8 +308,10 @@ def test_asked_twice_it_stops_at_once(tmp_path, uninterrupted):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_and_gone_on_with_is_the_same_to_the_bit(tmp_path, uninterrupted):
+def test_killed_at_any_moment_and_gone_on_with_is_the_same_to_the_bit(tmp_path):
     """Twenty kills, at random moments of a run that writes a checkpoint most of the time and of its start."""
+    uninterrupted = tmp_path / "uninterrupted"
+    subprocess.run(command(uninterrupted, epochs=16), check=True, capture_output=True)
     rng = random.Random(0)
     workdir = tmp_path / "run"
     during_a_save = 0
@@ -335,4 +337,4 @@ def finished_checkpoints(workdir):
 
 def resuming(workdir):
     """The command that goes on, or begins where nothing was saved yet."""
-    return command(workdir, *(["--resume"] if (workdir / "config.yaml").exists() else []))
+    return command(workdir, *(["--resume"] if (workdir / "config.yaml").exists() else []), epochs=16)

@@ -186,3 +186,15 @@ def test_going_on_with_other_devices_is_said(tmp_path, caplog, monkeypatch):
     assert json.loads((run.workdir / "summary.json").read_text())["device_count"] == 2
     expected = fit(dataclasses.replace(CONFIG, epochs=2), tmp_path / "other")
     assert resumed.history[-1].loss == pytest.approx(expected.history[-1].loss, rel=1e-4)
+
+
+def test_a_second_run_compiles_nothing(tmp_path):
+    """Programs are compiled for a model, whose like is therefore made but once."""
+    fit(CONFIG, tmp_path / "first")
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(lambda event, duration, **details: events.append(event))
+    jax.jit(lambda x: x + 1)(0)
+    compilations = sum(event.endswith("backend_compile_duration") for event in events)
+    assert compilations == 1, "the listener does not hear of compilations"
+    fit(dataclasses.replace(CONFIG, seed=4), tmp_path / "second")
+    assert sum(event.endswith("backend_compile_duration") for event in events) == compilations

@@ -77,7 +77,7 @@ def test_the_devices_exchange_one_sum_a_step(dataset, monkeypatch):
 
 def test_evaluation_takes_any_number_of_examples(dataset, monkeypatch):
     monkeypatch.setattr(sharding, "MIN_PART", 10)
-    for count in (1, 2, 19, 20, 21, 23):
+    for count in (1, 19, 23):
         test = dataclasses.replace(dataset.test, images=dataset.test.images[:count], labels=dataset.test.labels[:count])
         trainer = Trainer(CONFIG, dataclasses.replace(dataset, test=test))
         params = trainer.start().state.params

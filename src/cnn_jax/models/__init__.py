@@ -1,5 +1,7 @@
 """The architectures, by the names that ``--model`` takes."""
 
+from functools import cache
+
 import flax.linen as nn
 
 from cnn_jax.errors import UsageError, suggest
@@ -8,8 +10,12 @@ from cnn_jax.models.cnn import CNN
 MODELS: dict[str, type[nn.Module]] = {"cnn": CNN}
 
 
+@cache
 def create_model(name: str, num_classes: int) -> nn.Module:
     """The architecture of that name, with one logit a class.
+
+    The same object for the same arguments: programs are compiled for a model's ``apply``, and another object's is
+    another function.
 
     Raises:
         UsageError: no such architecture.

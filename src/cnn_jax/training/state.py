@@ -34,9 +34,7 @@ def create_train_state(
     Raises:
         UsageError: the images are too small for the model.
     """
-    # XLA's CPU compiler takes seconds to optimise the generator of random numbers, which runs once.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(_init(model, image_shape, learning_rate), compiler_options=options)(key)
+    return _compiled_init(model, image_shape, learning_rate)(key)
 
 
 def abstract_train_state(model: nn.Module, image_shape: tuple[int, int, int], learning_rate: float) -> TrainState:
@@ -46,6 +44,15 @@ def abstract_train_state(model: nn.Module, image_shape: tuple[int, int, int], le
         UsageError: the images are too small for the model.
     """
     return jax.eval_shape(_init(model, image_shape, learning_rate), jax.random.key(0))
+
+
+@cache
+def _compiled_init(
+    model: nn.Module, image_shape: tuple[int, int, int], learning_rate: float
+) -> Callable[[jax.Array], TrainState]:
+    # XLA's CPU compiler takes seconds to optimise the generator of random numbers, which runs once.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(_init(model, image_shape, learning_rate), compiler_options=options)
 
 
 def _init(
