@@ -138,6 +138,7 @@ def call(command, monkeypatch, capsys, *words):
         (["--epochs=ten"], "--epochs: must be a whole number, not 'ten'; see"),
         (["--learning-rate", "fast"], "--learning-rate: must be a number, not 'fast'; see"),
         (["--target-accuracy", "high"], "--target-accuracy: must be a number, not 'high'; see"),
+        (["--image-size", 28], "--image-size: must be two whole numbers, not '28'; see"),
         (["--checkpoint-every", 1.5], "--checkpoint-every: must be a whole number, not '1.5'; see"),
         (["--epochs"], "Missing value for argument '--epochs'"),
         (["fashion_mnist"], "unknown argument 'fashion_mnist'"),

@@ -5,7 +5,9 @@ from cnn_jax.errors import UsageError
 
 
 def test_round_trip_through_yaml(tmp_path):
-    config = Config(epochs=3, learning_rate=1e-5, dataset="tfds:mnist", target_accuracy=0.5, seed=7, shuffle=False)
+    config = Config(
+        epochs=3, learning_rate=1e-5, dataset="tfds:mnist", target_accuracy=0.5, seed=7, image_size=(28, 30)
+    )
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     assert Config.from_yaml(tmp_path / "config.yaml") == config
 
@@ -39,6 +41,11 @@ def test_whole_numbers_are_good_rates():
         ({"learning_rate": "fast"}, "learning_rate must be a number, not 'fast'"),
         ({"shuffle": "yes"}, "shuffle must be true or false, not 'yes'"),
         ({"dataset": None}, "dataset must be text, not None"),
+        ({"image_size": (28, 0)}, "image_size must be two numbers from 1 to 10000, not \\(28, 0\\)"),
+        ({"image_size": (28, True)}, "image_size must be two whole numbers or nothing, not \\(28, True\\)"),
+        ({"image_size": 28}, "image_size must be two whole numbers or nothing, not 28"),
+        ({"channels": 2}, "channels must be 1 or 3, not 2"),
+        ({"init_from": "a\0b"}, "init_from must be a path"),
         ({"seed": -1}, "seed must be between 0 and 4294967295"),
         ({"target_accuracy": 90}, "target_accuracy is a fraction between 0 and 1, not 90"),
     ],

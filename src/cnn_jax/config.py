@@ -25,7 +25,16 @@ MAX_LENGTH = 100_000
 MAX_NAME = 200
 """Characters of a data set's or a model's name."""
 
-TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+MAX_SIDE = 10_000
+"""Pixels: of this size no batch fits into any memory."""
+
+TYPE_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    tuple[int, int]: "two whole numbers",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +55,19 @@ class Config:
     """Adam's."""
 
     dataset: str = "auto"
-    """fashion_mnist, mnist, kmnist, digits, tfds:NAME, or auto: Fashion-MNIST if it can be had, else digits."""
+    """fashion_mnist, mnist, kmnist, digits, tfds:NAME, folder:PATH; auto: Fashion-MNIST if to be had, else digits."""
 
     data_dir: Annotated[str | None, arg(metavar="DIR")] = None
     """Where data sets are kept or already lie; else CNN_JAX_DATA_DIR, else the user's cache directory."""
+
+    image_size: Annotated[tuple[int, int] | None, arg(metavar="HEIGHT WIDTH")] = None
+    """The size that the images of folder:PATH are brought to; else the size they have, if it is one for all."""
+
+    channels: Annotated[int | None, arg(metavar="{1,3}")] = None
+    """1 to have the images of folder:PATH in grey, 3 in colour; else in colour if any of them is."""
+
+    skip_unreadable: bool = False
+    """Leave out the files of folder:PATH that cannot be read as images, and say how many they are."""
 
     shuffle: bool = True
     """A new order of the training examples each epoch, a function of seed and epoch alone."""
@@ -57,8 +75,11 @@ class Config:
     model: str = "cnn"
     """The architecture; cnn is the lesson's."""
 
+    init_from: Annotated[str | None, arg(metavar="FILE")] = None
+    """Start from the weights in a safetensors file or a PyTorch state_dict (.pt), instead of from random ones."""
+
     seed: int = 0
-    """Determines the initial parameters and the order of the examples."""
+    """Determines the initial parameters, the order of the examples, and what of folder:PATH is held out to test."""
 
     target_accuracy: Annotated[float | None, arg(metavar="FLOAT")] = None
     """Stop after the first epoch whose test accuracy, a fraction, reaches it; if none does, exit status 3."""
@@ -69,6 +90,9 @@ class Config:
     deterministic: bool = False
     """The same bits each time on a GPU too, which is slower there; on CPUs and TPUs they are the same anyway."""
 
+    tensorboard: bool = False
+    """Write the figures of each epoch as TensorBoard's event files too, into the run directory."""
+
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self)).items():
             _check_type(name, getattr(self, name), hint)
@@ -78,6 +102,10 @@ class Config:
                 raise UsageError(f"{name} must be a finite number above zero, not {_show(value)}")
             if value is not None and not value < 2**31:
                 raise UsageError(f"{name} must be below {2**31}, not {_show(value)}")
+        if self.image_size is not None and not all(0 < side <= MAX_SIDE for side in self.image_size):
+            raise UsageError(f"image_size must be two numbers from 1 to {MAX_SIDE}, not {_show(self.image_size)}")
+        if self.channels not in (None, 1, 3):
+            raise UsageError(f"channels must be 1 or 3, not {_show(self.channels)}")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed must be between 0 and {2**32 - 1}, not {_show(self.seed)}")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
@@ -86,8 +114,10 @@ class Config:
             value = getattr(self, name)
             if not (value.isprintable() and len(value) <= MAX_NAME):
                 raise UsageError(f"{name} must be a name, not {_show(value)}")
-        if self.data_dir is not None and not _is_path(self.data_dir):
-            raise UsageError(f"data_dir must be a path, not {_show(self.data_dir)}")
+        for name in ("data_dir", "init_from"):
+            value = getattr(self, name)
+            if value is not None and not _is_path(value):
+                raise UsageError(f"{name} must be a path, not {_show(value)}")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> Self:
@@ -106,7 +136,7 @@ class Config:
                 shown = _show(key)
                 raise UsageError(f"{source}: unknown key {shown}" + suggest(shown.strip("'"), hints))
         try:
-            return cls(**{key: _number(value, hints[key]) for key, value in values.items()})
+            return cls(**{key: _from_yaml(value, hints[key]) for key, value in values.items()})
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from None
 
@@ -158,7 +188,9 @@ class _Loader(yaml.SafeLoader):
         """Leave the mapping as it is, so that << in it is a key that nothing is made of: an error."""
 
 
-def _number(value: Any, hint: Any) -> Any:
+def _from_yaml(value: Any, hint: Any) -> Any:
+    if isinstance(value, list):  # YAML knows no tuples
+        return tuple(value)
     # YAML 1.1 reads 1e-3, for want of a dot, as text.
     if isinstance(value, str) and float in (hint, *typing.get_args(hint)):
         try:
@@ -169,10 +201,10 @@ def _number(value: Any, hint: Any) -> Any:
 
 
 def _check_type(name: str, value: Any, hint: Any) -> None:
-    accepted = typing.get_args(hint) or (hint,)
+    accepted = (hint,) if isinstance(hint, type) else typing.get_args(hint)
     # bool is a subclass of int, and an int is as good as a float.
-    exact = type(value) in accepted or (type(value) is int and float in accepted)
-    if not exact:
+    kind = tuple[*map(type, value)] if type(value) is tuple else type(value)
+    if not (kind in accepted or (kind is int and float in accepted)):
         expected = " or ".join("nothing" if kind is NoneType else TYPE_NAMES[kind] for kind in accepted)
         raise UsageError(f"{name} must be {expected}, not {_show(value)}")
 
