@@ -8,7 +8,6 @@ input with another outcome ends it with exit status 1 and is kept in a directory
 """
 
 import argparse
-import functools
 import gzip
 import json
 import logging
@@ -42,7 +41,7 @@ from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split, idx
 from cnn_jax.errors import CnnJaxError
 from cnn_jax.models import create_model
-from cnn_jax.run import Run, fit, load_run
+from cnn_jax.run import FORMAT, Run, fit, load_run
 from cnn_jax.training import loop
 from cnn_jax.training.checkpoint import SUMS, CheckpointWriter, _sums
 from cnn_jax.training.state import abstract_train_state
@@ -280,7 +279,8 @@ STEP = 3
 """In the middle of the second epoch, so that there is some training left."""
 
 META = {
-    "format": 1,
+    "format": FORMAT,
+    "device_count": 1,
     "image_shape": [16, 16, 1],
     "class_names": ["top", "middle", "bottom"],
     "history": [
@@ -449,13 +449,9 @@ def resume_run(directory: Path) -> None:
     dataset = Dataset(CONFIG.dataset, split, split, tuple(META["class_names"]))
     with (
         mock.patch.object(data, "load", return_value=dataset),
-        mock.patch.object(loop, "create_model", the_model),
         mock.patch.object(loop.Trainer, "compile", return_value=0.0),
     ):
         check_run(fit(CONFIG, directory, resume=True))
-
-
-the_model = functools.cache(create_model)
 
 
 def check_run(run: Run) -> None:

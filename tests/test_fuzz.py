@@ -1,0 +1,231 @@
+"""What the readers do with files that are damaged, lie or mean harm; scripts/fuzz.py has the files."""
+
+import dataclasses
+import gzip
+import importlib.util
+import json
+import shutil
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnn_jax.config import Config
+from cnn_jax.data import Dataset, Split, idx
+from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.run import load_run
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "fuzz.py"
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("fuzz", SCRIPT)
+    sys.modules["fuzz"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+fuzz = load_script()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_late_callbacks():
+    with fuzz.late_callbacks_ignored():
+        yield
+
+
+@pytest.fixture(scope="module")
+def readers(tmp_path_factory):
+    return fuzz.readers(tmp_path_factory.mktemp("fuzz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "examples"), [("images", 300), ("labels", 300), ("config", 300), ("run", 200), ("resume", 100)]
+)
+def test_what_is_not_read_is_refused(readers, name, examples):
+    tally = fuzz.Tally()
+    fuzz.fuzz(readers[name], examples, tally, derandomize=True)
+    assert tally.succeeded + tally.refused >= examples
+    assert tally.succeeded > 0
+    assert tally.refused > 0
+
+
+def test_another_outcome_is_found_and_its_input_kept():
+    def read(directory):
+        if b"\xff" in (directory / "file").read_bytes():
+            raise KeyError("a bug")
+
+    tally = fuzz.Tally()
+    with pytest.raises(KeyError):
+        fuzz.fuzz(fuzz.Reader(fuzz.idx_files(1), read), 1000, tally, derandomize=True)
+    assert tally.failing == {"file": b"\xff"}
+
+
+@pytest.mark.parametrize(
+    ("message", "wrong"), [("two\nlines", "two"), ("\x1b[31mred", "red"), ("x" * 1000, "1000 characters")]
+)
+def test_a_message_of_many_lines_or_characters_is_found(message, wrong):
+    def read(directory):
+        raise CnnJaxError(message)
+
+    with pytest.raises(AssertionError, match=wrong):
+        fuzz.fuzz(fuzz.Reader(fuzz.idx_files(1), read), 10, fuzz.Tally(), derandomize=True)
+
+
+@pytest.mark.parametrize("sizes", [(2**16, 2**10, 2**4), (2**32 - 1,) * 3])
+def test_idx_that_unpacks_to_what_it_promises_is_refused_before_it_does(tmp_path, sizes):
+    path = tmp_path / "file.gz"
+    header = gzip.compress(fuzz.idx_bytes(list(sizes), b""))
+    path.write_bytes(header + gzip.compress(bytes(idx.PIECE)) * 1024)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match=r"its header promises \d+ bytes, and no more than \d+ are read"):
+            idx.read_images(path)
+        assert tracemalloc.get_traced_memory()[1] < 8 * idx.PIECE
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("key", ["learning_rate", "data_dir"])
+def test_hostile_settings_are_a_setting_or_refused_in_one_line(tmp_path, key):
+    for value in fuzz.HOSTILE_YAML:
+        (tmp_path / "config.yaml").write_text(f"{key}: {value}\n", encoding="utf-8")
+        try:
+            config = Config.from_yaml(tmp_path / "config.yaml")
+        except UsageError as error:
+            fuzz.check_message(str(error))
+        else:
+            assert Config(**dataclasses.asdict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: !!int ''", "is not a YAML file: string index out of range"),
+        ("shuffle: !!bool x", "is not a YAML file: 'x'"),
+        ("model: !!timestamp x", "is not a YAML file: 'NoneType' object"),
+        ("learning_rate: " + "1:" * 300 + "1.5", "is not a YAML file: int too large"),
+        ("<<: {epochs: 1}", "is not a YAML file: could not determine a constructor"),
+        (f"epochs: 0x{'f' * 300}", r"epochs must be below 2147483648, not \d+\.\.\.\d+$"),
+        (f"epochs: 0x{'f' * 5000}", "epochs must be below 2147483648, not a number of thousands of digits"),
+        (f"learning_rate: -0x{'f' * 5000}", "above zero, not a number of thousands of digits"),
+        (f"dataset: [0x{'f' * 5000}]", "dataset must be text, not a number of thousands of digits"),
+        (f"? 0x{'f' * 5000}\n: 1", "unknown key a number of thousands of digits"),
+        (f"seed: {'9' * 4000}", r"seed must be between 0 and 4294967295, not 9{18}\.\.\.9{19}$"),
+        (f"model: {'x' * 201}", r"model must be a name, not 'x+\.\.\.x+'$"),
+        ('dataset: "a\\nb"', r"dataset must be a name, not 'a\\nb'$"),
+        ('data_dir: "a\\0b"', r"data_dir must be a path, not 'a\\x00b'$"),
+        ('data_dir: "\\ud800"', r"data_dir must be a path, not '\\ud800'$"),
+    ],
+)
+def test_what_settings_were_found_to_break_on(tmp_path, text, message):
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        Config.from_yaml(tmp_path / "config.yaml")
+
+
+def test_mappings_merged_again_and_again_cost_no_time(tmp_path):
+    (tmp_path / "config.yaml").write_text(fuzz.GROWING_YAML, encoding="utf-8")
+    began = time.perf_counter()
+    with pytest.raises(UsageError, match="is not a YAML file"):
+        Config.from_yaml(tmp_path / "config.yaml")
+    assert time.perf_counter() - began < 5
+
+
+@pytest.fixture
+def workdir(tmp_path, readers):
+    return shutil.copytree(readers["run"].base, tmp_path / "run")
+
+
+@pytest.fixture
+def checkpoint(workdir):
+    return workdir / "checkpoints" / str(fuzz.STEP)
+
+
+def alter(checkpoint, file, **values):
+    content = json.loads((checkpoint / file).read_text())
+    (checkpoint / file).write_text(json.dumps(content | values))
+    fuzz.write_sums(checkpoint)
+
+
+RECORD = fuzz.META["history"][0]
+EPOCH = fuzz.META["epoch"]
+FOREIGN = "holds checkpoints that are not this package's"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"format": "2\n" * 1000}, r"in format '2\\n.{,40}', and this one reads format 2"),
+        ({"image_shape": [24, 24, 1]}, rf"{FOREIGN} \(opt_state.0.mu.fc1.kernel is not float32\[108, 120\]\)"),
+        ({"image_shape": [10**6, 10**6, 1]}, rf"{FOREIGN} \(\d+ bytes are expected, and its files are too small"),
+        ({"image_shape": [16, 16, 2**31]}, FOREIGN),
+        ({"image_shape": [16, 16]}, FOREIGN),
+        ({"class_names": "abc"}, FOREIGN),
+        ({"class_names": [1, 2, 3]}, FOREIGN),
+        ({"class_names": ["a"] * 4}, rf"{FOREIGN} \(opt_state.0.mu.out.bias is not float32\[4\]\)"),
+        ({"class_names": []}, FOREIGN),
+        ({"history": [RECORD | {"loss": "2.25"}]}, FOREIGN),
+        ({"history": [RECORD | {"step": 10**400}]}, FOREIGN),
+        ({"history": [RECORD | {"test_loss": 1e308}]}, FOREIGN),
+        ({"epoch": {}}, FOREIGN),
+        ({"epoch": EPOCH | {"seconds": None}}, FOREIGN),
+        ({"epoch": EPOCH | {"metrics": EPOCH["metrics"] | {"num_correct": 2**31}}}, FOREIGN),
+        ({"epoch": EPOCH | {"metrics": EPOCH["metrics"] | {"loss": [1.0, 2.0]}}}, FOREIGN),
+    ],
+)
+def test_meta_that_lies_is_refused(workdir, checkpoint, values, message):
+    alter(checkpoint, "meta/metadata", **values)
+    with pytest.raises(CnnJaxError, match=message):
+        fuzz.read_run(workdir)
+    if "image_shape" not in values and "class_names" not in values:
+        with pytest.raises(CnnJaxError, match=message):
+            fuzz.resume_run(workdir)
+
+
+@pytest.mark.parametrize("history", [[], [RECORD, RECORD], [RECORD | {"step": 3}], [RECORD | {"epoch": 1}]])
+def test_a_history_that_does_not_lead_to_the_step_is_refused(workdir, checkpoint, history):
+    alter(checkpoint, "meta/metadata", history=history)
+    with pytest.raises(CnnJaxError, match="came to step 3 by other epochs than of 2 steps"):
+        fuzz.resume_run(workdir)
+
+
+def test_a_checkpoint_named_by_another_step_is_refused(workdir, checkpoint):
+    checkpoint.rename(checkpoint.with_name("2147483647"))
+    for read in (fuzz.read_run, fuzz.resume_run):
+        with pytest.raises(CnnJaxError, match="holds another step than it is named by"):
+            read(workdir)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"chunks": [2**29]}, {"shape": [2**29], "chunks": [2**29]}, {"dtype": "<f8"}, {"shape": [5]}]
+)
+def test_arrays_that_lie_are_refused_before_memory_is_taken(workdir, checkpoint, changes):
+    key = b"params.conv1.bias"
+    header = json.loads(fuzz.ocdbt(checkpoint).read(key + b"/.zarray").result().value)
+    entries = {key + b"/.zarray": json.dumps(header | changes).encode(), key + b"/0": fuzz.zstd(2**31)}
+    for name, content in fuzz.rewritten(checkpoint, entries).items():
+        (checkpoint / name).write_bytes(content)
+    fuzz.write_sums(checkpoint)
+    before = fuzz.peak_memory()
+    with pytest.raises(CnnJaxError, match=rf"{FOREIGN} \(params.conv1.bias is not float32\[6\]\)"):
+        load_run(workdir)
+    assert fuzz.peak_memory() - before < 2**28
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_metrics_of_orbax_that_are_none_are_one_error(workdir, checkpoint, content):
+    (checkpoint / "metrics" / "metrics").write_text(content)
+    fuzz.write_sums(checkpoint)
+    with pytest.raises(CnnJaxError, match="cannot write a checkpoint to"):
+        fuzz.resume_run(workdir)
+
+
+def test_classes_are_named_in_one_line(workdir, checkpoint):
+    alter(checkpoint, "meta/metadata", class_names=["a\nb", "x" * 5000, "c"])
+    split = Split(np.zeros((1, 16, 16, 1), np.uint8), np.zeros(1, np.int32))
+    with pytest.raises(UsageError, match=r"classes \(a\\nb, x+\.\.\.x+, c, \.\.\.\), and other has"):
+        load_run(workdir).evaluate(Dataset("other", split, split, ("a", "b", "c")))
