@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import random
 import re
 import shutil
@@ -66,6 +67,24 @@ def test_stopped_anywhere_and_gone_on_with_is_the_same_to_the_bit(tmp_path, whol
         fit(CONFIG, tmp_path / "parts", stop_requested=stop_at(asked))
     fit(CONFIG, tmp_path / "parts", resume=True)
     assert_same_outcome(tmp_path / "parts", whole)
+
+
+def test_a_checkpoint_inside_an_epoch_is_never_the_best(whole):
+    assert int(load_run(whole, "best").state.step) in {5, 10, 15, 20}
+
+
+def test_the_seconds_before_a_stop_count(tmp_path, small_data):
+    with pytest.raises(StoppedError):
+        fit(CONFIG, tmp_path, stop_requested=stop_at(3))
+    (checkpoint,) = (path.parent for path in tmp_path.glob("checkpoints/6/sha256sums"))
+    meta = json.loads((checkpoint / "meta/metadata").read_text())
+    meta["epoch"]["seconds"] += 1000
+    (checkpoint / "meta/metadata").write_text(json.dumps(meta))
+    files = [str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()]
+    sums = subprocess.run(["sha256sum", *files], cwd=checkpoint, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in sums.splitlines() if not line.endswith("sha256sums")]
+    (checkpoint / "sha256sums").write_text("\n".join(lines) + "\n")
+    assert [record.seconds > 1000 for record in fit(CONFIG, tmp_path, resume=True).history] == [0, 1, 0, 0]
 
 
 def test_half_a_line_of_metrics_is_repaired(tmp_path, whole, small_data):
@@ -202,6 +221,11 @@ def test_a_directory_that_vanishes_is_one_error(tmp_path, small_data):
         fit(CONFIG, workdir, on_epoch=vanish)
 
 
+def wait_until_saved(workdir, step):
+    while not (workdir / "checkpoints" / str(step) / "sha256sums").exists():
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of its own, of 3 MB."""
@@ -218,9 +242,7 @@ def test_a_full_disk_is_one_error_and_what_was_saved_is_kept(tmp_path, whole, sm
     filler = small_disk / "filler"
 
     def fill(record):
-        # When this epoch's checkpoint is written, so that it is the next one that finds no room.
-        while not (small_disk / "run" / "checkpoints" / str(record.step) / "sha256sums").exists():
-            time.sleep(0.01)
+        wait_until_saved(small_disk / "run", record.step)  # so that it is the next checkpoint that finds no room
         with filler.open("ab") as file:
             free = shutil.disk_usage(small_disk).free
             file.write(bytes(max(0, free - 20_000)))
@@ -250,6 +272,23 @@ def test_a_read_only_directory_is_refused(read_only_disk, small_data):
         UsageError, match=r"cannot write the run directory .* \(Read-only file system\): choose another"
     ):
         fit(CONFIG, read_only_disk / "run")
+
+
+def test_a_directory_that_turns_read_only_is_one_error_and_what_was_saved_is_kept(
+    tmp_path, whole, small_disk, small_data
+):
+    def turn_read_only(record):
+        if record.epoch == 1:
+            wait_until_saved(small_disk / "run", record.step)
+            subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+
+    with pytest.raises(
+        CnnJaxError, match=r"cannot write .*Read-only file system.*: mend that, and go on with --resume"
+    ):
+        fit(CONFIG, small_disk / "run", on_epoch=turn_read_only)
+    shutil.copytree(small_disk / "run", tmp_path / "run")
+    fit(CONFIG, tmp_path / "run", resume=True)
+    assert_same_outcome(tmp_path / "run", whole)
 
 
 def test_pictures_and_summary_are_whole_or_old(tmp_path):

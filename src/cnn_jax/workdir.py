@@ -67,7 +67,7 @@ class Workdir:
         Raises:
             UsageError: another process has it.
         """
-        with (self.path / ".lock").open("w") as file:
+        with (self.path / ".lock").open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
