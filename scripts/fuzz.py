@@ -282,6 +282,7 @@ META = {
     "format": FORMAT,
     "device_count": 1,
     "image_shape": [16, 16, 1],
+    "dark_ground": True,
     "class_names": ["top", "middle", "bottom"],
     "history": [
         {

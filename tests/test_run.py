@@ -7,7 +7,7 @@ import pytest
 
 from cnn_jax import data
 from cnn_jax.config import Config
-from cnn_jax.data import Dataset
+from cnn_jax.data import Dataset, Split
 from cnn_jax.errors import UsageError
 from cnn_jax.run import fit, load_run
 from cnn_jax.training import sharding
@@ -198,3 +198,37 @@ def test_a_second_run_compiles_nothing(tmp_path):
     assert compilations == 1, "the listener does not hear of compilations"
     fit(dataclasses.replace(CONFIG, seed=4), tmp_path / "second")
     assert sum(event.endswith("backend_compile_duration") for event in events) == compilations
+
+
+def test_classes_may_be_fewer_and_in_another_order(tmp_path, dataset):
+    """Labels are matched by the classes' names."""
+    run = fit(CONFIG, tmp_path)
+    test = dataset.test
+    kept = test.labels != 1
+    turned = Split(test.images[kept], np.where(test.labels[kept] == 0, 1, 0).astype(np.int32))
+    evaluation = run.evaluate(Dataset("turned", turned, turned, ("bottom", "top")))
+    expected = run.evaluate(dataset)
+    np.testing.assert_array_equal(evaluation.labels, expected.labels[kept])
+    np.testing.assert_array_equal(evaluation.predictions, expected.predictions[kept])
+
+
+@pytest.mark.parametrize("count", [1, 23, 300])
+def test_prediction_is_the_softmax_of_the_logits(tmp_path, dataset, count):
+    """In as many batches as it takes, the last one filled up."""
+    run = fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)
+    images = np.resize(dataset.test.images, (count, 16, 16, 1))
+    probabilities = run.predict(images)
+    assert probabilities.shape == (count, 3)
+    assert run.predict(images[:0]).shape == (0, 3)
+    logits = np.asarray(run.state.apply_fn({"params": run.state.params}, images.astype(np.float32) / 255), np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((2, 16, 16, 1)), np.zeros((16, 16, 1), np.uint8), np.zeros((2, 16, 16, 3), np.uint8)]
+)
+def test_predicting_other_images_is_refused(tmp_path, images):
+    run = fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)
+    with pytest.raises(UsageError, match=r"takes images of uint8 \[N, 16, 16, 1\], not (float64|uint8) \["):
+        run.predict(images)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -21,12 +21,12 @@ from flax.training.train_state import TrainState
 
 from cnn_jax import data
 from cnn_jax.config import Config
-from cnn_jax.data import Dataset
+from cnn_jax.data import Dataset, Split, ground
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.models import create_model
 from cnn_jax.report import plots
 from cnn_jax.training.checkpoint import CheckpointWriter, Which, restore
-from cnn_jax.training.loop import ChunkReport, EpochRecord, Progress, Trainer, evaluate
+from cnn_jax.training.loop import ChunkReport, EpochRecord, Progress, Trainer, evaluate, predict
 from cnn_jax.training.metrics import Metrics
 from cnn_jax.training.sharding import make_mesh, replicate
 from cnn_jax.training.state import abstract_train_state
@@ -43,6 +43,7 @@ META_FORM = {
     "device_count": int,
     "image_shape": [int],
     "class_names": [str],
+    "dark_ground": bool,
     "history": [{field.name: field.type for field in dataclasses.fields(EpochRecord)}],
     "epoch": {
         "seconds": float,
@@ -51,6 +52,11 @@ META_FORM = {
     "test_accuracy": float,
 }
 """The types of what a checkpoint holds besides the state, once it is JSON."""
+
+PREDICT_BATCH = 256
+"""Images that are classified at a time."""
+
+Invert = Literal["auto", "yes", "no"]
 
 MAY_CHANGE = {"epochs", "target_accuracy", "data_dir", "checkpoint_every"}
 """Settings that may differ when a run goes on: when to stop, what to save, where data lie; not what is computed."""
@@ -92,6 +98,7 @@ class Run:
         config: the settings, with the data set's resolved name.
         image_shape: ``(H, W, C)`` of the images it was trained on.
         class_names: one for each logit.
+        dark_ground: whether nearly all images it was trained on show something light on a dark ground.
         history: a record for each epoch up to ``state``.
         state: parameters and optimiser state.
     """
@@ -100,22 +107,78 @@ class Run:
     config: Config
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
+    dark_ground: bool
     history: tuple[EpochRecord, ...]
     state: TrainState
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """How probable each class is for each image.
+
+        Args:
+            images: uint8 ``[N, H, W, C]``, prepared as in training; ``prepare`` does it for a file.
+
+        Returns:
+            float32 ``[N, classes]``, the classes in the order of ``class_names``.
+
+        Raises:
+            UsageError: images of another shape or type.
+        """
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
+            expected = ", ".join(map(str, self.image_shape))
+            raise UsageError(
+                f"the network takes images of uint8 [N, {expected}], not {images.dtype} {list(images.shape)}"
+            )
+        mesh = make_mesh(PREDICT_BATCH)
+        params = replicate(self.state.params, mesh)
+        probabilities = np.empty((len(images), len(self.class_names)), np.float32)
+        for first in range(0, len(images), PREDICT_BATCH):
+            part = images[first : first + PREDICT_BATCH]
+            # Always as many, so that the program is compiled but once.
+            filled = np.zeros((PREDICT_BATCH, *self.image_shape), np.uint8)
+            filled[: len(part)] = part
+            logits = predict(params, self.state.apply_fn, replicate(filled, mesh), batch_size=PREDICT_BATCH, mesh=mesh)
+            probabilities[first : first + len(part)] = jax.nn.softmax(jax.device_get(logits)[: len(part)])
+        return probabilities
+
+    def prepare(self, file: str | Path, invert: Invert = "auto") -> np.ndarray:
+        """Read an image file as the network wants it.
+
+        Args:
+            file: PNG, JPEG, WebP or BMP; its size and colours are brought to those the network was trained on.
+            invert: exchange light and dark; ``"auto"`` does it for a picture on a light ground where the network was
+                trained on pictures on a dark one.
+
+        Returns:
+            uint8 ``[H, W, C]``.
+
+        Raises:
+            UsageError: not an image, or none that can be read.
+        """
+        height, width, channels = self.image_shape
+        from cnn_jax.data.image import read_image
+
+        image = read_image(Path(file), (height, width), channels)
+        inverted = self.dark_ground and ground.is_light(image) if invert == "auto" else invert == "yes"
+        return 255 - image if inverted else image
 
     def evaluate(self, dataset: Dataset) -> Evaluation:
         """Score the network on a data set's test examples.
 
+        Args:
+            dataset: with images of the shape the network was trained on, and none but its classes, in any order.
+
         Raises:
-            UsageError: the data set's images or classes are not those the network was trained for.
+            UsageError: the data set's images or classes do not fit.
         """
-        if (dataset.image_shape, dataset.class_names) != (self.image_shape, self.class_names):
+        if dataset.image_shape != self.image_shape or not set(dataset.class_names) <= set(self.class_names):
             raise UsageError(
                 f"the run in {self.workdir} was made with another data set: it takes "
                 f"{_describe(self.image_shape, self.class_names)}, and {dataset.name} has "
                 f"{_describe(dataset.image_shape, dataset.class_names)}"
             )
-        test = dataset.test
+        classes = np.array([self.class_names.index(name) for name in dataset.class_names], np.int32)
+        test = Split(dataset.test.images, classes[dataset.test.labels])
         batch_size = self.config.batch_size
         mesh = make_mesh(batch_size)
         params, images, labels = replicate((self.state.params, test.images, test.labels), mesh)
@@ -175,11 +238,12 @@ def fit(
         if start.step > config.epochs * trainer.steps_per_epoch:
             begun = -(-start.step // trainer.steps_per_epoch)
             raise UsageError(f"{directory.path} is in its epoch {begun} already: give at least so many by --epochs")
+        described = _describe_training(trainer, dataset)
         with CheckpointWriter(directory.checkpoints) as checkpoints:
 
             def save(progress: Progress, **score: float) -> None:
                 trainer.check_finite(progress.metrics)
-                checkpoints.save(progress.state, _meta(trainer, dataset, history, progress), **score)
+                checkpoints.save(progress.state, described | _describe_progress(history, progress), **score)
 
             def before_chunk(progress: Progress) -> None:
                 if stop_requested():
@@ -210,7 +274,7 @@ def fit(
         with directory.replacing("confusion.png") as path:
             plots.save_confusion(path, dataset.test.labels, np.argmax(logits, axis=-1), dataset.class_names)
     state = jax.device_put(progress.state, jax.devices()[0])  # on one device, as load_run gives it
-    return Run(directory.path, config, dataset.image_shape, dataset.class_names, tuple(history), state)
+    return _make_run(directory, config, described, history, state)
 
 
 def load_run(workdir: str | Path, checkpoint: Which = "newest") -> Run:
@@ -229,9 +293,7 @@ def load_run(workdir: str | Path, checkpoint: Which = "newest") -> Run:
         return abstract_train_state(model, tuple(meta["image_shape"]), config.learning_rate)
 
     state, meta = restore(directory.checkpoints, like, checkpoint)
-    return Run(
-        directory.path, config, tuple(meta["image_shape"]), tuple(meta["class_names"]), tuple(_history(meta)), state
-    )
+    return _make_run(directory, config, meta, _history(meta), state)
 
 
 def reached_target(config: Config, history: Sequence[EpochRecord]) -> bool:
@@ -259,13 +321,34 @@ def _check_same(config: Config, directory: Workdir) -> None:
         )
 
 
-def _meta(trainer: Trainer, dataset: Dataset, history: Sequence[EpochRecord], progress: Progress) -> dict[str, Any]:
-    """What a checkpoint holds besides the state."""
+def _make_run(
+    directory: Workdir, config: Config, meta: dict[str, Any], history: Sequence[EpochRecord], state: TrainState
+) -> Run:
+    return Run(
+        workdir=directory.path,
+        config=config,
+        image_shape=tuple(meta["image_shape"]),
+        class_names=tuple(meta["class_names"]),
+        dark_ground=meta["dark_ground"],
+        history=tuple(history),
+        state=state,
+    )
+
+
+def _describe_training(trainer: Trainer, dataset: Dataset) -> dict[str, Any]:
+    """What every checkpoint holds besides the state."""
     return {
         "format": FORMAT,
         "device_count": trainer.mesh.size,
         "image_shape": dataset.image_shape,
         "class_names": dataset.class_names,
+        "dark_ground": ground.is_dark(dataset.train.images),
+    }
+
+
+def _describe_progress(history: Sequence[EpochRecord], progress: Progress) -> dict[str, Any]:
+    """What a checkpoint holds besides that."""
+    return {
         "history": [dataclasses.asdict(record) for record in history],
         "epoch": {"seconds": progress.seconds, "metrics": progress.metrics.to_numbers()},
     }

@@ -1,0 +1,37 @@
+"""The Colab notebook, from its first cell to its last."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOK = Path(__file__).parents[1] / "scripts" / "colab.ipynb"
+
+
+@pytest.fixture
+def notebook():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def test_it_is_kept_without_outputs(notebook):
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+def test_it_runs(notebook, tmp_path):
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    parameters.source += '\nSOURCE, DATASET, EPOCHS = "", "digits", 1'
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    assert "cpu" in printed
+    assert "epoch: 0 total_correct: " in printed
+    assert "test accuracy 0." in printed
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3  # curves, confusion, a test image
+    assert not [output for output in outputs if output.output_type == "error"]
+    assert (tmp_path / "run.zip").exists()
+    assert (tmp_path / "run" / "summary.json").exists()
