@@ -40,8 +40,10 @@ from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split, idx
 from cnn_jax.errors import CnnJaxError
+from cnn_jax.fitting import fit
+from cnn_jax.meta import FORMAT
 from cnn_jax.models import create_model
-from cnn_jax.run import FORMAT, Run, fit, load_run
+from cnn_jax.run import Run, load_run
 from cnn_jax.training import loop
 from cnn_jax.training.checkpoint import SUMS, CheckpointWriter, _sums
 from cnn_jax.training.state import abstract_train_state

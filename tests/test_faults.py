@@ -19,8 +19,9 @@ import pytest
 from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.fitting import StoppedError, fit
 from cnn_jax.report import plots
-from cnn_jax.run import StoppedError, fit, load_run
+from cnn_jax.run import load_run
 from cnn_jax.workdir import Workdir
 
 CONFIG = Config(epochs=4, batch_size=10, dataset="squares", seed=3, checkpoint_every=3)
@@ -146,7 +147,7 @@ def test_sums_are_what_sha256sum_checks(tmp_path, small_data):
 
 
 def test_another_format_is_refused_by_name(tmp_path, small_data, monkeypatch):
-    monkeypatch.setattr("cnn_jax.run.FORMAT", 3)
+    monkeypatch.setattr("cnn_jax.fitting.FORMAT", 3)
     fit(CONFIG, tmp_path)
     monkeypatch.undo()
     with pytest.raises(CnnJaxError, match="in format 3, and this one reads format 2: use the version that wrote it"):

@@ -17,9 +17,12 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     names = {}
     for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
         exec(block, names)
-    *epochs, accuracy = capsys.readouterr().out.splitlines()
-    assert len(epochs) == 3
-    assert f"test_accuracy: {float(accuracy):.4f}" in epochs[-1]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.startswith("epoch: ") for line in lines[:4]] == [True, True, True, False]
+    assert f"test_accuracy: {float(lines[3]):.4f}" in lines[2]
+    assert names["run"].predict(names["dataset"].test.images[:5]).shape == (5, 10)
+    assert re.match(r"verified on 300 test images, largest difference \d", lines[-1])
+    assert (tmp_path / "digits.safetensors").exists()
 
 
 def test_every_flag_is_in_the_table_with_its_default():

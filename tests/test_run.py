@@ -9,7 +9,8 @@ from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split
 from cnn_jax.errors import UsageError
-from cnn_jax.run import fit, load_run
+from cnn_jax.fitting import fit
+from cnn_jax.run import load_run
 from cnn_jax.training import sharding
 
 CONFIG = Config(epochs=4, batch_size=10, dataset="squares", seed=3)

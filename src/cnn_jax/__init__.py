@@ -1,4 +1,6 @@
-"""Image-classifying CNNs in JAX and Flax: ``fit`` a ``Config``, ``load_run`` what came of it."""
+"""Image-classifying CNNs in JAX and Flax: ``fit`` a ``Config``, ``load_run`` what came of it, and use it."""
+
+from importlib import import_module
 
 from cnn_jax.config import Config
 from cnn_jax.data import load as load_data
@@ -6,11 +8,11 @@ from cnn_jax.errors import CnnJaxError, UsageError
 
 __all__ = ["CnnJaxError", "Config", "Run", "UsageError", "fit", "load_data", "load_run"]
 
+# jax takes a second to import, which somebody who asks a command for help need not wait for.
+_IMPORTED_LATER = {"Run": "cnn_jax.run", "load_run": "cnn_jax.run", "fit": "cnn_jax.fitting"}
+
 
 def __getattr__(name: str) -> object:
-    # jax takes a second to import, which somebody who asks a command for help need not wait for.
-    if name in {"Run", "fit", "load_run"}:
-        from cnn_jax import run
-
-        return getattr(run, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _IMPORTED_LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_IMPORTED_LATER[name]), name)

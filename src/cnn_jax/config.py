@@ -23,7 +23,10 @@ MAX_LENGTH = 100_000
 """Characters of a config: no genuine one comes near."""
 
 MAX_NAME = 200
-"""Characters of a data set's or a model's name."""
+"""Characters of a model's name, and of a data set's that is no path."""
+
+MAX_PATH = 4096
+"""Characters of folder:PATH, Linux's own limit."""
 
 MAX_SIDE = 10_000
 """Pixels: of this size no batch fits into any memory."""
@@ -112,7 +115,8 @@ class Config:
             raise UsageError(f"target_accuracy is a fraction between 0 and 1, not {_show(self.target_accuracy)}")
         for name in ("dataset", "model"):
             value = getattr(self, name)
-            if not (value.isprintable() and len(value) <= MAX_NAME):
+            longest = MAX_PATH if value.startswith("folder:") else MAX_NAME
+            if not (value.isprintable() and len(value) <= longest):
                 raise UsageError(f"{name} must be a name, not {_show(value)}")
         for name in ("data_dir", "init_from"):
             value = getattr(self, name)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from cnn_jax.run import Run
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+"""Of the files in a folder that are taken for images; a file that is named may have any."""
+
 logger = logging.getLogger("cnn_jax")
 
 
@@ -75,8 +78,6 @@ def main(args: Sequence[str]) -> int:
 
 def _files(paths: Iterable[str]) -> Iterator[Path]:
     """The files that the command line means, in its order; those of a folder sorted."""
-    from cnn_jax.data.image import SUFFIXES
-
     for path in paths:
         if path == "-":
             yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
@@ -93,6 +94,7 @@ def _classify(run: "Run", files: Iterator[Path], flags: PredictFlags) -> Iterato
     """Each file with the probabilities of the classes."""
     import numpy as np
 
+    from cnn_jax.data.image import quiet
     from cnn_jax.run import PREDICT_BATCH
 
     unreadable = 0
@@ -105,7 +107,7 @@ def _classify(run: "Run", files: Iterator[Path], flags: PredictFlags) -> Iterato
                 return error
             raise
 
-    with ThreadPoolExecutor() as threads:  # Pillow leaves Python to the others while it decodes
+    with quiet(), ThreadPoolExecutor() as threads:  # Pillow leaves Python to the others while it decodes
         while batch := list(islice(files, PREDICT_BATCH)):
             images = zip(batch, threads.map(read, batch), strict=True)
             readable = [(path, image) for path, image in images if not isinstance(image, UsageError)]

@@ -38,8 +38,8 @@ def main(args: Sequence[str]) -> int:
     flags = parse(args)
     config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
     # What follows is slow to import, and of no use to somebody who mistyped a flag.
+    from cnn_jax.fitting import DETERMINISTIC_OPS, StoppedError, fit, reached_target
     from cnn_jax.report.console import EpochPrinter
-    from cnn_jax.run import DETERMINISTIC_OPS, StoppedError, fit, reached_target
 
     if config.deterministic:
         # XLA reads its flags once, when jax first looks for devices.

@@ -49,7 +49,7 @@ def test_unknown_name(tmp_path, name, meant):
     message = str(caught.value)
     assert repr(name) in message
     assert (f"did you mean {meant!r}?" in message) == (meant is not None)
-    assert message.endswith("data sets: auto, fashion_mnist, mnist, kmnist, digits, tfds:NAME")
+    assert message.endswith("data sets: auto, fashion_mnist, mnist, kmnist, digits, tfds:NAME, folder:PATH")
 
 
 def test_auto_with_files_on_disk(fakes, tmp_path, caplog):

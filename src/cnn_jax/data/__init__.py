@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from cnn_jax.config import Config
-from cnn_jax.data import catalogue, digits, prepared
+from cnn_jax.data import catalogue, digits, folder, prepared
 from cnn_jax.data.dataset import Dataset, Split
 from cnn_jax.errors import UsageError, suggest
 from cnn_jax.paths import user_cache
@@ -16,16 +16,21 @@ logger = logging.getLogger("cnn_jax")
 
 
 def load(config: Config) -> Dataset:
-    """The data set that ``config.dataset`` names, from ``data_dir(config)`` or the network.
+    """The data set that ``config.dataset`` names, from ``data_dir(config)``, the network or a folder of its own.
 
     ``auto`` is Fashion-MNIST, or scikit-learn's digits where its files are neither on disk nor to be had from
     the network, which is then said in one line; the name of what is returned tells which.
 
     Raises:
-        UsageError: no such data set, or files on disk that are not its genuine ones.
+        UsageError: no such data set, files on disk that are not its genuine ones or no images, or settings that it
+            does not have.
         CnnJaxError: the files are neither on disk nor to be had.
     """
     directory = data_dir(config)
+    if not config.dataset.startswith("folder:"):
+        for setting in folder.SETTINGS:
+            if getattr(config, setting):
+                raise UsageError(f"{setting} is for folder:PATH alone, not for {config.dataset}: leave it out")
     match config.dataset.partition(":"):
         case "auto", "", "":
             try:
@@ -43,7 +48,9 @@ def load(config: Config) -> Dataset:
             return catalogue.load(name, directory)
         case "tfds", ":", name if name:
             return prepared.load(name, directory)
-    known = ("auto", *catalogue.FAMILIES, "digits", "tfds:NAME")
+        case "folder", ":", path if path:
+            return folder.load(path, config)
+    known = ("auto", *catalogue.FAMILIES, "digits", "tfds:NAME", "folder:PATH")
     raise UsageError(
         f"unknown data set {config.dataset!r}{suggest(config.dataset, known)}; data sets: {', '.join(known)}"
     )

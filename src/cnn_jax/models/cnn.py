@@ -15,9 +15,11 @@ class CNN(nn.Module):
 
     Attributes:
         num_classes: one logit each.
+        portable: as of ``Conv``.
     """
 
     num_classes: int
+    portable: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -25,8 +27,10 @@ class CNN(nn.Module):
         height, width = images.shape[1:3]
         if min(height, width) < 16:
             raise UsageError(f"the network cnn needs images of at least 16x16 pixels, not {height}x{width}")
-        x = Conv(6, (5, 5), relu_pool=True, name="conv1")(images)  # max_pool(relu(conv1(images)))
-        x = Conv(12, (5, 5), relu_pool=True, name="conv2")(x)
+        x = Conv(6, (5, 5), relu_pool=True, portable=self.portable, name="conv1")(
+            images
+        )  # max_pool(relu(conv1(images)))
+        x = Conv(12, (5, 5), relu_pool=True, portable=self.portable, name="conv2")(x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(Dense(120, name="fc1")(x))
         x = nn.relu(Dense(60, name="fc2")(x))

@@ -1,0 +1,433 @@
+import io
+import os
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from cnn_jax.data.image import LONGEST_SIDE, MOST_PIXELS, image_size, is_colour, quiet, read_image, shown
+from cnn_jax.errors import UsageError
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (5, 7), np.uint8)
+COLOUR = RNG.integers(0, 256, (5, 7, 3), np.uint8)
+ALPHA = RNG.integers(0, 256, (5, 7), np.uint8)
+LUMA = np.array([0.299, 0.587, 0.114])
+
+# What each value of EXIF's orientation says is seen of stored pixels.
+SEEN = {
+    1: lambda stored: stored,
+    2: np.fliplr,
+    3: lambda stored: np.rot90(stored, 2),
+    4: np.flipud,
+    5: lambda stored: np.moveaxis(stored, 0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: np.rot90(np.moveaxis(stored, 0, 1), 2),
+    8: lambda stored: np.rot90(stored),
+}
+
+
+def encoded(image, form="PNG", **options):
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width, height, depth, kind, rows, before=b"", after=b""):
+    """A PNG as its specification has it, for what Pillow does not write (or would refuse to)."""
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + chunk(b"IDAT", pixels) + after + chunk(b"IEND", b"")
+
+
+def exif(orientation):
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data.tobytes()
+
+
+def read(content, size=GREY.shape, channels=3):
+    pixels = read_image(io.BytesIO(content), size, channels)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == (*size, channels)
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+    return pixels
+
+
+def on_white(values, alpha):
+    alpha = alpha[..., np.newaxis] / 255
+    return values * alpha + 255 * (1 - alpha)
+
+
+def palette_image(colours, indices):
+    image = Image.fromarray(indices)
+    image.putpalette(colours.ravel().tolist())
+    return image
+
+
+PALETTE = RNG.integers(0, 256, (8, 3), np.uint8)
+INDICES = RNG.integers(0, 8, (5, 7)).astype(np.uint8)
+WIDE = RNG.integers(0, 2**16, (5, 7), np.uint16)
+WIDE_COLOUR = RNG.integers(0, 2**16, (5, 7, 3), np.uint16)
+RGB_OF_GREY = np.repeat(GREY[..., np.newaxis], 3, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param(encoded(GREY, "PNG"), RGB_OF_GREY, id="png L"),
+        pytest.param(encoded(COLOUR, "PNG"), COLOUR, id="png RGB"),
+        pytest.param(encoded(GREY > 127, "PNG"), np.where(RGB_OF_GREY > 127, 255, 0), id="png 1"),
+        pytest.param(encoded(palette_image(PALETTE, INDICES), "PNG"), PALETTE[INDICES], id="png P"),
+        pytest.param(encoded(WIDE, "PNG"), np.repeat(WIDE[..., np.newaxis] // 256, 3, axis=2), id="png I;16"),
+        pytest.param(
+            png(7, 5, 16, 2, [row.astype(">u2").tobytes() for row in WIDE_COLOUR]), WIDE_COLOUR // 256, id="png RGB 16"
+        ),
+        pytest.param(encoded(GREY, "BMP"), RGB_OF_GREY, id="bmp L"),
+        pytest.param(encoded(COLOUR, "BMP"), COLOUR, id="bmp RGB"),
+        pytest.param(encoded(GREY > 127, "BMP"), np.where(RGB_OF_GREY > 127, 255, 0), id="bmp 1"),
+        pytest.param(encoded(palette_image(PALETTE, INDICES), "BMP"), PALETTE[INDICES], id="bmp P"),
+        pytest.param(encoded(COLOUR, "WEBP", lossless=True), COLOUR, id="webp RGB"),
+    ],
+)
+def test_what_is_stored_is_what_comes_out(content, expected):
+    np.testing.assert_array_equal(read(content), expected)
+    np.testing.assert_allclose(read(content, channels=1)[..., 0], expected @ LUMA, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        pytest.param(encoded(np.dstack([COLOUR, ALPHA]), "PNG"), on_white(COLOUR, ALPHA), id="png RGBA"),
+        pytest.param(encoded(np.dstack([GREY, ALPHA]), "PNG"), on_white(RGB_OF_GREY, ALPHA), id="png LA"),
+        pytest.param(
+            encoded(np.dstack([COLOUR, ALPHA]), "WEBP", lossless=True, exact=True),
+            on_white(COLOUR, ALPHA),
+            id="webp RGBA",
+        ),
+        pytest.param(
+            encoded(palette_image(PALETTE, INDICES), "PNG", transparency=3),
+            on_white(PALETTE[INDICES], np.where(INDICES == 3, 0, 255)),
+            id="png P with one colour transparent",
+        ),
+        pytest.param(
+            encoded(palette_image(PALETTE, INDICES), "PNG", transparency=bytes(range(0, 160, 20))),
+            on_white(PALETTE[INDICES], INDICES * 20),
+            id="png P with an alpha for each colour",
+        ),
+        pytest.param(
+            encoded(INDICES, "PNG", transparency=3),
+            on_white(INDICES[..., np.newaxis].repeat(3, 2), np.where(INDICES == 3, 0, 255)),
+            id="png L with one grey transparent",
+        ),
+        pytest.param(
+            encoded(COLOUR, "PNG", transparency=tuple(COLOUR[2, 3].tolist())),
+            on_white(COLOUR, np.where((COLOUR[2, 3] == COLOUR).all(axis=-1), 0, 255)),
+            id="png RGB with one colour transparent",
+        ),
+        pytest.param(
+            png(
+                7,
+                5,
+                16,
+                0,
+                [row.astype(">u2").tobytes() for row in WIDE],
+                before=chunk(b"tRNS", struct.pack(">H", WIDE[1, 2])),
+            ),
+            on_white(np.repeat(WIDE[..., np.newaxis] // 256, 3, axis=2), np.where(WIDE[1, 2] == WIDE, 0, 255)),
+            id="png I;16 with one grey transparent",
+        ),
+    ],
+)
+def test_what_is_transparent_is_white(content, expected):
+    np.testing.assert_allclose(read(content), expected, atol=1)
+    np.testing.assert_allclose(read(content, channels=1)[..., 0], expected @ LUMA, atol=1.5)
+
+
+SMOOTH = np.linspace([0, 60, 250], [255, 180, 10], 64).astype(np.uint8).reshape(8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(SMOOTH[..., 1]), SMOOTH[..., 1, np.newaxis].repeat(3, 2)),
+        (Image.fromarray(SMOOTH), SMOOTH),
+        # Of inks, that much of each is on white paper; the last is black.
+        (Image.merge("CMYK", [*Image.fromarray(255 - SMOOTH).split(), Image.new("L", (8, 8), 0)]), SMOOTH),
+    ],
+    ids=["L", "RGB", "CMYK"],
+)
+@pytest.mark.parametrize("progressive", [False, True])
+def test_jpeg(image, expected, progressive):
+    content = encoded(image, "JPEG", quality=100, subsampling=0, progressive=progressive)
+    np.testing.assert_allclose(read(content, (8, 8)), expected, atol=4)
+    np.testing.assert_allclose(read(content, (8, 8), channels=1)[..., 0], expected @ LUMA, atol=4)
+
+
+@pytest.mark.parametrize("orientation", SEEN)
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+def test_turned_as_exif_says(form, orientation):
+    stored = SMOOTH[:6]
+    options = {"quality": 100, "subsampling": 0} if form == "JPEG" else {"lossless": True} if form == "WEBP" else {}
+    content = encoded(stored, form, exif=exif(orientation), **options)
+    expected = SEEN[orientation](stored)
+    assert image_size(io.BytesIO(content)) == expected.shape[:2]
+    np.testing.assert_allclose(read(content, expected.shape[:2]), expected, atol=4 if form == "JPEG" else 0)
+    # The height and width asked for are those that are seen.
+    tall = read(content, (20, 10))
+    upright = read(encoded(np.ascontiguousarray(expected), form, **options), (20, 10))
+    np.testing.assert_allclose(tall, upright, atol=6 if form == "JPEG" else 2)
+
+
+def test_orientation_that_follows_the_pixels():
+    rows = [row.tobytes() for row in GREY]
+    content = png(7, 5, 8, 0, rows, after=chunk(b"eXIf", exif(6).removeprefix(b"Exif\0\0")))
+    assert image_size(io.BytesIO(content)) == (7, 5)
+    np.testing.assert_array_equal(read(content, (7, 5), 1)[..., 0], np.rot90(GREY, -1))
+
+
+@pytest.mark.parametrize("damaged", [b"Exif\0\0", b"Exif\0\0nonsense", exif(6)[:14], exif(9), exif(0)])
+def test_damaged_exif_is_as_good_as_none(damaged):
+    content = encoded(GREY, "PNG", exif=damaged)
+    with quiet():
+        assert image_size(io.BytesIO(content)) == GREY.shape
+        np.testing.assert_array_equal(read(content, channels=1)[..., 0], GREY)
+
+
+def test_quiet():
+    # The orientation, and then a thousand fractions that are not there.
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", 0x011A, 5, 1000, 8)
+    content = encoded(GREY, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + b"\0\0\0\0")
+    with pytest.warns(UserWarning, match="corrupt EXIF data|larger than file|Truncated"):
+        Image.open(io.BytesIO(content)).getexif()
+    with quiet():
+        np.testing.assert_array_equal(read(content, (7, 5), 1)[..., 0], np.rot90(GREY, -1))
+    with pytest.warns(UserWarning, match="heard again"):
+        warnings.warn("heard again", stacklevel=1)
+
+
+def test_stretched():
+    content = encoded(np.repeat(np.array([[0, 255]], np.uint8), [60, 20], axis=1).repeat(10, axis=0))
+    pixels = read(content, (40, 8), 1)[..., 0]
+    np.testing.assert_allclose(pixels, np.broadcast_to([0, 0, 0, 0, 0, 0, 255, 255], (40, 8)), atol=20)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_made_smaller_a_fine_pattern_becomes_grey(form):
+    board = np.indices((64, 64)).sum(axis=0) % 2 * np.uint8(255)
+    np.testing.assert_allclose(read(encoded(board.astype(np.uint8), form, quality=100), (8, 8), 1), 127.5, atol=1)
+
+
+def test_a_large_jpeg_is_the_mean_of_its_blocks():
+    coarse = np.kron(SMOOTH, np.ones((16, 16, 1))).astype(np.uint8)
+    content = encoded(coarse, "JPEG", quality=95, exif=exif(6))
+    np.testing.assert_allclose(read(content, (8, 8)), np.rot90(SMOOTH, -1), atol=12)
+
+
+@pytest.mark.parametrize("form", ["WEBP", "PNG"])
+def test_of_an_animation_the_first_picture(form):
+    others = [Image.fromarray(255 - COLOUR)] * 2
+    content = encoded(
+        COLOUR, form, save_all=True, append_images=others, **({"lossless": True} if form == "WEBP" else {})
+    )
+    np.testing.assert_array_equal(read(content), COLOUR)
+
+
+def test_of_a_photograph_with_a_second_one_in_it_the_first():
+    others = [Image.fromarray(255 - SMOOTH)]
+    content = encoded(SMOOTH, "MPO", save_all=True, append_images=others, quality=100, subsampling=0, exif=exif(3))
+    np.testing.assert_allclose(read(content, (8, 8)), np.rot90(SMOOTH, 2), atol=4)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        *[(encoded(image, "PNG"), False) for image in (GREY, GREY > 127, WIDE, np.dstack([GREY, ALPHA]))],
+        *[(encoded(image, "PNG"), True) for image in (COLOUR, palette_image(PALETTE, INDICES))],
+        (encoded(GREY, "JPEG"), False),
+        (encoded(COLOUR, "JPEG"), True),
+        (encoded(Image.new("CMYK", (7, 5)), "JPEG"), True),
+        (encoded(GREY, "BMP"), False),
+        (encoded(COLOUR, "BMP"), True),
+        (encoded(COLOUR, "WEBP"), True),
+    ],
+)
+def test_size_and_colour_are_known_without_decoding(content, expected, monkeypatch):
+    load, decoded = ImageFile.ImageFile.load, []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image.format) or load(image))
+    assert is_colour(io.BytesIO(content)) == expected
+    assert decoded == []
+    assert image_size(io.BytesIO(content)) == (5, 7)
+    assert set(decoded) <= {"PNG"}  # only for the orientation, which may follow the pixels
+
+
+def test_the_size_of_a_square_is_known_without_decoding(monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    assert image_size(io.BytesIO(encoded(SMOOTH, "PNG", exif=exif(6)))) == (8, 8)
+
+
+def test_a_file_by_its_path(tmp_path):
+    (tmp_path / "picture.txt").write_bytes(encoded(COLOUR))
+    np.testing.assert_array_equal(read_image(tmp_path / "picture.txt", (5, 7), 3), COLOUR)
+    assert image_size(tmp_path / "picture.txt") == (5, 7)
+    assert is_colour(tmp_path / "picture.txt")
+
+
+def refusals(path):
+    """The messages of all that read an image file."""
+    for reading in (lambda: read_image(path, (4, 4), 3), lambda: image_size(path), lambda: is_colour(path)):
+        with pytest.raises(UsageError) as caught:
+            reading()
+        message = str(caught.value)
+        assert message.isprintable()
+        yield message
+
+
+@pytest.mark.parametrize("content", [b"", b"text\n", encoded(GREY, "GIF"), encoded(GREY, "TIFF"), b"\x89PNG\r\n\x1a\n"])
+def test_no_image(tmp_path, content):
+    (tmp_path / "x.png").write_bytes(content)
+    for message in refusals(tmp_path / "x.png"):
+        assert message == f"{tmp_path / 'x.png'} is not a PNG, JPEG, WebP or BMP image"
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_truncated(tmp_path, form, share):
+    noise = RNG.integers(0, 256, (50, 60, 3), np.uint8)
+    content = encoded(noise, form)
+    (tmp_path / "x").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UsageError, match=f"^{tmp_path / 'x'} cannot be decoded: [^\n]+$"):
+        read_image(tmp_path / "x", (50, 60), 3)
+
+
+def bmp(width, height):
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header
+
+
+def jpeg(width, height):
+    frame = struct.pack(">BHHB", 8, height, width, 1) + b"\x01\x11\0"
+    return b"\xff\xd8\xff\xc0" + struct.pack(">H", 2 + len(frame)) + frame + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"
+
+
+def webp(width, height):
+    """The header of an animation, of which one tiny picture follows."""
+    content = bytearray(encoded(COLOUR, "WEBP", save_all=True, append_images=[Image.fromarray(255 - COLOUR)]))
+    content[24:30] = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(65535, 65535, 8, 2, []),
+        png(2**31 - 1, 2**31 - 1, 8, 2, []),
+        png(LONGEST_SIDE + 1, 1, 8, 0, [bytes(LONGEST_SIDE + 1)]),
+        png(1, LONGEST_SIDE + 1, 8, 0, []),
+        png(10_000, 10_000, 8, 2, []),
+        png(10_000, MOST_PIXELS // 10_000 + 1, 8, 2, []),
+        bmp(65535, 65535),
+        bmp(2**31 - 1, -(2**31)),
+        jpeg(65500, 65500),
+        webp(65535, 65535),
+        webp(10_000, 10_000),
+    ],
+)
+def test_too_large(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with quiet():
+        for message in refusals(tmp_path / "x"):
+            assert message.startswith(f"{tmp_path / 'x'} is too large")
+            assert message.endswith("at most 67108864 pixels, and 65535 in a row or column, are read")
+
+
+def test_just_not_too_large():
+    assert image_size(io.BytesIO(png(8192, 8192, 8, 2, []))) == (8192, 8192)
+    assert read(png(LONGEST_SIDE, 1, 8, 0, [bytes(LONGEST_SIDE)]), (2, 2)).max() == 0
+
+
+def test_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for name, wrong in {
+        "missing": "cannot read {}: No such file or directory",
+        "loop": "cannot read {}: Too many levels of symbolic links",
+        "pipe": "{} is not a file",
+        ".": "{} is not a file",
+    }.items():
+        for message in refusals(tmp_path / name):
+            assert message == wrong.format(tmp_path / name)
+
+
+def test_names_that_a_terminal_would_obey(tmp_path):
+    path = tmp_path / "a\n\x1b[31m\udcff.png"
+    path.write_bytes(b"text")
+    for message in refusals(path):
+        assert r"a\n\x1b[31m\udcff.png' is not a PNG" in message
+    assert shown("Größe 大.png") == "Größe 大.png"
+
+
+def test_an_open_file_without_a_name():
+    with pytest.raises(UsageError, match="the image is not a PNG, JPEG"):
+        read_image(io.BytesIO(b"text"), (4, 4), 1)
+
+
+GENUINE = {
+    form: encoded(np.dstack([SMOOTH, SMOOTH[..., 0]]) if form != "JPEG" else SMOOTH, form, **options)
+    for form, options in {
+        "PNG": {"exif": exif(6)},
+        "JPEG": {"exif": exif(6), "progressive": True},
+        "WEBP": {"exif": exif(6)},
+        "BMP": {},
+    }.items()
+}
+
+
+def mend_sums(content):
+    """Make the sums of a PNG's chunks agree with what they hold, or no change in them would get past these."""
+    start = 8
+    while start + 12 <= len(content):
+        end = start + 8 + int.from_bytes(content[start : start + 4], "big")
+        content[end : end + 4] = struct.pack(">I", zlib.crc32(content[start + 4 : end]))[: len(content) - end]
+        start = end + 4
+
+
+@pytest.mark.parametrize("form", GENUINE)
+def test_whatever_the_bytes_an_image_or_an_error(form):
+    place = st.integers(0, len(GENUINE[form]) - 1)
+    outcomes, messages = set(), []
+
+    @settings(max_examples=100, derandomize=True, deadline=None, database=None)
+    @given(st.dictionaries(place, st.integers(0, 255), min_size=1, max_size=4), place | st.none())
+    @example({}, None)
+    @example({0: 0}, None)
+    def mutate(changes, end):
+        content = bytearray(GENUINE[form])
+        for index, value in changes.items():
+            content[index] = value
+        if form == "PNG":
+            mend_sums(content)
+        try:
+            with quiet():
+                read(bytes(content[:end]), (6, 5), 3)
+        except UsageError as error:
+            messages.append(str(error))
+            outcomes.add("refused")
+        else:
+            outcomes.add("read")
+
+    mutate()
+    assert outcomes == {"read", "refused"}
+    assert all(map(str.isprintable, messages))

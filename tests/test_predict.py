@@ -1,0 +1,180 @@
+"""``python -m cnn_jax.predict``: from files to lines."""
+
+import dataclasses
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cnn_jax import cli, data, evaluate, predict
+from cnn_jax.config import Config
+from cnn_jax.fitting import fit
+
+LINE = re.compile(r"(.*): (top|middle|bottom) (\d\.\d{4}), (top|middle|bottom) (\d\.\d{4})")
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "load", lambda config: dataset)
+        return fit(Config(epochs=20, batch_size=10, dataset="squares", seed=3), tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture
+def pictures(dataset, tmp_path):
+    """The test images as files, and what each shows."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    shown = {}
+    for index, (image, label) in enumerate(zip(dataset.test.images, dataset.test.labels, strict=True)):
+        path = folder / f"{index:02}.png"
+        Image.fromarray(image.squeeze()).save(path)
+        shown[str(path)] = dataset.class_names[label]
+    return shown
+
+
+@pytest.fixture
+def call(run, monkeypatch, capsys):
+    def call(*words, command=predict):
+        monkeypatch.setattr("sys.argv", ["command", str(run.workdir), *map(str, words)])
+        status = cli.run(command.main)
+        captured = capsys.readouterr()
+        return status, captured.out.splitlines(), captured.err
+
+    return call
+
+
+def test_a_line_for_each_file_with_what_it_shows(call, run, pictures):
+    status, lines, err = call("--top-k", 2, *pictures)
+    assert (status, err) == (0, "")
+    matches = [LINE.fullmatch(line) for line in lines]
+    assert [match[1] for match in matches] == list(pictures)
+    images = np.stack([np.asarray(Image.open(path))[..., None] for path in pictures])
+    for match, probabilities in zip(matches, run.predict(images), strict=True):
+        first, second = np.argsort(-probabilities)[:2]
+        assert (match[2], match[4]) == (run.class_names[first], run.class_names[second])
+        assert (match[3], match[5]) == (f"{probabilities[first]:.4f}", f"{probabilities[second]:.4f}")
+    assert np.mean([match[2] == shown for match, shown in zip(matches, pictures.values(), strict=True)]) > 0.9
+
+
+def test_json_lines(call, pictures):
+    status, lines, _ = call("--json", *pictures)
+    assert status == 0
+    objects = [json.loads(line) for line in lines]
+    assert [answer["path"] for answer in objects] == list(pictures)
+    for answer in objects:
+        probabilities = [entry["probability"] for entry in answer["classes"]]
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert {entry["name"] for entry in answer["classes"]} == {"top", "middle", "bottom"}
+
+
+def test_folders_lists_and_files_name_the_same(call, pictures, tmp_path, monkeypatch):
+    (tmp_path / "pictures" / "notes.txt").write_text("no image, and not named like one")
+    by_name = call(*pictures)
+    assert call(tmp_path / "pictures") == by_name
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(pictures) + "\n\n"))
+    assert call("-") == by_name
+
+
+def test_a_file_named_twice_has_two_lines(call, pictures):
+    path = next(iter(pictures))
+    _, lines, _ = call(path, path)
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+
+
+def test_more_files_than_a_batch(call, pictures, monkeypatch):
+    monkeypatch.setattr("cnn_jax.run.PREDICT_BATCH", 4)
+    _, lines, _ = call(*pictures)
+    monkeypatch.undo()
+    assert [LINE.match(line)[1] for line in lines] == list(pictures)
+
+
+def inverted(path, tmp_path):
+    name = tmp_path / "inverted.png"
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(name)
+    return name
+
+
+def test_dark_on_light_is_inverted_where_the_network_learned_light_on_dark(call, run, pictures, tmp_path):
+    assert run.dark_ground
+    path = next(iter(pictures))
+    other = inverted(path, tmp_path)
+    answers = {
+        (name, invert): call(file, "--invert", invert)[1][0].split(": ")[1]
+        for name, file in (("as learned", path), ("other", other))
+        for invert in ("auto", "yes", "no")
+    }
+    assert answers["as learned", "auto"] == answers["as learned", "no"] == answers["other", "yes"]
+    assert answers["other", "auto"] == answers["other", "yes"]
+    assert answers["other", "no"] == answers["as learned", "yes"]
+    assert answers["other", "no"] != answers["other", "yes"]
+
+
+def test_nothing_is_inverted_by_itself_where_grounds_differ(run, pictures, tmp_path):
+    other = inverted(next(iter(pictures)), tmp_path)
+    kept = dataclasses.replace(run, dark_ground=False).prepare(other)
+    np.testing.assert_array_equal(kept.squeeze(), np.asarray(Image.open(other)))
+
+
+def test_other_sizes_and_colours_are_brought_to_the_networks(call, tmp_path):
+    Image.new("RGB", (40, 31), "black").save(tmp_path / "a.jpg")
+    status, lines, err = call(tmp_path / "a.jpg")
+    assert (status, err, len(lines)) == (0, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no images are given: name files, folders, or - for a list"),
+        (["nowhere.png"], "cannot read nowhere.png: No such file"),
+        (["text.png"], "text.png is not a PNG, JPEG, WebP or BMP image"),
+        (["."], "there are no images in .: it has no files named .png"),
+        (["--top-k", 0, "text.png"], "--top-k must be above zero, not 0"),
+        (["--invert", "maybe", "text.png"], "invalid choice 'maybe' for argument '--invert'"),
+    ],
+)
+def test_bad_input_is_status_2_in_one_line(call, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    if "text.png" in words:
+        (tmp_path / "text.png").write_text("text")
+    status, lines, err = call(*words)
+    assert (status, lines) == (2, [])
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_unreadable_files_are_passed_over_on_request(call, pictures, tmp_path, caplog):
+    (tmp_path / "pictures" / "00a.png").write_text("text")
+    status, lines, err = call("--skip-unreadable", tmp_path / "pictures")
+    assert status == 0
+    assert [LINE.match(line)[1] for line in lines] == list(pictures)
+    assert "1 files cannot be read as images and are left out" in caplog.text + err
+
+
+def test_a_folder_is_evaluated(call, dataset, tmp_path):
+    """Labels come from the folders' names; both parts have the run's size."""
+    for part, split in (("train", dataset.train), ("test", dataset.test)):
+        for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            folder = tmp_path / "images" / part / dataset.class_names[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.squeeze()).resize((32, 32), Image.Resampling.NEAREST).save(folder / f"{index}.png")
+    status, lines, err = call("--dataset", f"folder:{tmp_path / 'images'}", command=evaluate)
+    assert (status, err) == (0, "")
+    assert lines[0].startswith(f"dataset: folder:{tmp_path}/images step: 100 test_accuracy: ")
+    assert float(re.search(r"test_accuracy: (\S+)", lines[0])[1]) > 0.9
+
+
+def test_a_folder_of_other_classes_is_refused(call, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            Image.new("L", (16, 16)).save(tmp_path / name / f"{index}.png")
+    status, _, err = call("--dataset", f"folder:{tmp_path}", command=evaluate)
+    assert status == 2
+    assert "it takes 16x16x1 images of 3 classes (top, middle, bottom, ...), and folder:" in err
+    assert err.count("\n") == 1
