@@ -57,3 +57,9 @@ def test_nothing_is_cut_off_and_the_picture_can_be_opened(tmp_path, num_classes)
     assert max(image.shape) <= 6000
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
     assert (border == 255).all(), "ink on the border: something is cut off"
+
+
+def test_classes_may_be_called_anything(tmp_path):
+    save_confusion(tmp_path / "confusion.png", np.array([0, 1]), np.array([0, 1]), ("$\\frac$", "猫\U0001f408"))
+    with Image.open(tmp_path / "confusion.png") as image:
+        image.verify()

@@ -1,5 +1,6 @@
 """Pictures of a run."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,9 +60,13 @@ def save_confusion(path: Path, labels: np.ndarray, predictions: np.ndarray, clas
     )
     for label in axes.get_xticklabels():
         label.set(ha="right", rotation_mode="anchor")
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_parse_math(False)  # a class may be called anything
     axes.set(
         title=f"{np.trace(counts)} of {counts.sum()} test examples classified rightly",
         xlabel="predicted class",
         ylabel="true class",
     )
-    figure.savefig(path, dpi=120, bbox_inches="tight")  # however long the names are
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of scripts that the font lacks, boxes are drawn
+        figure.savefig(path, dpi=120, bbox_inches="tight")  # however long the names are
