@@ -27,9 +27,8 @@ class CNN(nn.Module):
         height, width = images.shape[1:3]
         if min(height, width) < 16:
             raise UsageError(f"the network cnn needs images of at least 16x16 pixels, not {height}x{width}")
-        x = Conv(6, (5, 5), relu_pool=True, portable=self.portable, name="conv1")(
-            images
-        )  # max_pool(relu(conv1(images)))
+        # max_pool(relu(conv1(images))), and the same of conv2
+        x = Conv(6, (5, 5), relu_pool=True, portable=self.portable, name="conv1")(images)
         x = Conv(12, (5, 5), relu_pool=True, portable=self.portable, name="conv2")(x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(Dense(120, name="fc1")(x))
