@@ -20,7 +20,7 @@ from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.fitting import StoppedError, fit
-from cnn_jax.report import plots
+from cnn_jax.report import page, plots
 from cnn_jax.run import load_run
 from cnn_jax.workdir import Workdir
 
@@ -33,6 +33,7 @@ def small_data(dataset, monkeypatch):
     # Drawing takes most of the time of so small a training, and test_run looks at it.
     monkeypatch.setattr(plots, "save_curves", lambda path, *figures: path.touch())
     monkeypatch.setattr(plots, "save_confusion", lambda path, *figures: path.touch())
+    monkeypatch.setattr(page, "save_page", lambda path, **figures: path.touch())
 
 
 @pytest.fixture(scope="module")

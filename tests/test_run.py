@@ -45,6 +45,7 @@ def test_what_a_run_leaves(tmp_path):
         "confusion.png",
         "curves.png",
         "metrics.jsonl",
+        "report.html",
         "summary.json",
     ]
     assert Config.from_yaml(run.workdir / "config.yaml") == CONFIG

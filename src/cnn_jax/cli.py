@@ -29,7 +29,7 @@ WORDINGS = {
     r"no type matching \{None\}\|INT could be instantiated from \[(.*)\]": r"must be a whole number, not \1",
     r"no type matching \{None\}\|\{INT INT\} could be instantiated from \[(.*)\]": r"must be two whole numbers, not \1",
     r"no type matching \{None\}\|FLOAT could be instantiated from \[(.*)\]": r"must be a number, not \1",
-    r"Missing from python -m [\w.]+: (\S+) (.*) \(required\)": r"\1 is missing: \2",
+    r"Missing from python -m [\w.]+: (\S+) (.*?) \(required\).*": r"\1 is missing: \2",
 }
 """What Python and tyro say of a flag, and how this package does."""
 

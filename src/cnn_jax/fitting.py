@@ -20,7 +20,7 @@ from cnn_jax.config import Config
 from cnn_jax.data import Dataset, ground
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.meta import FORMAT, Meta, check_meta, history_of
-from cnn_jax.report import plots
+from cnn_jax.report import page, plots, tensorboard
 from cnn_jax.run import Run, make_run
 from cnn_jax.training.checkpoint import CheckpointWriter, restore
 from cnn_jax.training.loop import ChunkReport, EpochRecord, Progress, Trainer
@@ -72,6 +72,8 @@ def fit(
     """
     if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC_OPS not in os.getenv("XLA_FLAGS", ""):
         raise UsageError(f"deterministic on a GPU needs XLA_FLAGS={DETERMINISTIC_OPS} set before jax looks for devices")
+    if config.tensorboard:
+        tensorboard.check_installed()
     if workdir is not None and not resume:
         Workdir(Path(workdir)).check_unused()
     dataset = data.load(config)
@@ -93,7 +95,7 @@ def fit(
             begun = -(-start.step // trainer.steps_per_epoch)
             raise UsageError(f"{directory.path} is in its epoch {begun} already: give at least so many by --epochs")
         described = _describe_training(trainer, dataset)
-        with CheckpointWriter(directory.checkpoints) as checkpoints:
+        with CheckpointWriter(directory.checkpoints) as checkpoints, contextlib.ExitStack() as stack:
 
             def save(progress: Progress, **score: float) -> None:
                 trainer.check_finite(progress.metrics)
@@ -110,6 +112,10 @@ def fit(
             checkpoints.wait()
             directory.write_config(config)
             directory.write_history(history)
+            event_files = None
+            if config.tensorboard:
+                event_files = tensorboard.EventFiles(directory.path / "tensorboard", history, trainer.steps_per_epoch)
+                stack.enter_context(event_files)
             compile_seconds = trainer.compile()
             progress = start
             epochs = trainer.epochs(start, on_chunk=on_chunk, before_chunk=before_chunk)
@@ -117,16 +123,28 @@ def fit(
                 history.append(record)
                 save(progress, test_accuracy=record.test_accuracy)
                 directory.append_history(record)
+                if event_files is not None:
+                    event_files.append(record)
                 on_epoch(record)
                 if reached_target(config, history):
                     break
 
-        directory.write_summary(config, history, compile_seconds, device_count=trainer.mesh.size)
+        summary = directory.write_summary(config, history, compile_seconds, device_count=trainer.mesh.size)
         _, logits = trainer.evaluate(progress.state.params)
         with directory.replacing("curves.png") as path:
             plots.save_curves(path, history, trainer.steps_per_epoch)
         with directory.replacing("confusion.png") as path:
             plots.save_confusion(path, dataset.test.labels, np.argmax(logits, axis=-1), dataset.class_names)
+        with directory.replacing("report.html") as path:
+            page.save_page(
+                path,
+                config=config,
+                history=history,
+                steps_per_epoch=trainer.steps_per_epoch,
+                dataset=dataset,
+                logits=np.asarray(logits),
+                summary=summary,
+            )
     state = jax.device_put(progress.state, jax.devices()[0])  # on one device, as load_run gives it
     return make_run(directory, config, described, history, state)
 

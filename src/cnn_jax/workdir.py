@@ -106,8 +106,8 @@ class Workdir:
 
     def write_summary(
         self, config: Config, history: Sequence[EpochRecord], compile_seconds: float, device_count: int
-    ) -> None:
-        """Write ``summary.json``: the outcome, what it took, and on what."""
+    ) -> dict[str, Any]:
+        """Write ``summary.json``: the outcome, what it took, and on what; returns what it holds."""
         last = history[-1]
         summary: dict[str, Any] = {
             "test_accuracy": last.test_accuracy,
@@ -125,6 +125,7 @@ class Workdir:
             },
         }
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:

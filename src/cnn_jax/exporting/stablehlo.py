@@ -1,4 +1,4 @@
-"""A network as one compiled-anywhere program: StableHLO, as jax.export writes it.
+"""A network as one program for every platform: StableHLO, as jax.export writes it.
 
 It runs on CPU, CUDA and TPU, on any number of images at a time, with jax and without this package:
 
@@ -15,7 +15,8 @@ It runs on CPU, CUDA and TPU, on any number of images at a time, with jax and wi
     pixels = np.asarray(image, np.uint8).reshape(1, height, width, channels)
     print(network.call(pixels))  # a row of probabilities for each image, in the order of the run's classes
 
-The form has no room for the names of the classes; their order is the run's, and safetensors' metadata tell it.
+The form has no room for the names of the classes, which ONNX's and safetensors' have. And it does not last: jax reads
+what a version of it wrote up to half a year before (0.10 still reads 0.7's, 0.12 no longer), but nothing newer.
 """
 
 from collections.abc import Iterator
