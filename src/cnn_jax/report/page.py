@@ -17,6 +17,7 @@ import numpy as np
 
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
+from cnn_jax.report.tables import most_confused
 from cnn_jax.training.loop import EpochRecord
 
 MOST_CLASSES = 100
@@ -165,7 +166,7 @@ def save_page(
         names=names,
         right=int(np.trace(counts)),
         total=len(labels),
-        pairs=_confused_pairs(counts),
+        pairs=most_confused(counts, MOST_PAIRS),
         supports=counts.sum(axis=1).tolist(),
         matrix=_matrix(counts) if len(names) <= MOST_CLASSES else None,
         shades={
@@ -297,14 +298,6 @@ def _apart(places: Sequence[float]) -> list[float]:
     moved = [first - push, second + push] if first <= second else [first + push, second - push]
     beyond = max(0.0, max(moved) - 1)
     return [place - beyond for place in moved]
-
-
-def _confused_pairs(counts: np.ndarray) -> list[tuple[int, int, int]]:
-    """The true class, the class it was taken for, and how often: most often first."""
-    mistakes = counts - np.diag(np.diag(counts))
-    most = np.argsort(-mistakes, axis=None, kind="stable")[:MOST_PAIRS]
-    pairs = np.transpose(np.unravel_index(most, counts.shape)).tolist()
-    return [(true, taken, int(mistakes[true, taken])) for true, taken in pairs if mistakes[true, taken]]
 
 
 def _matrix(counts: np.ndarray) -> list[list[tuple[int, str]]]:

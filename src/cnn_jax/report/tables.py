@@ -30,10 +30,21 @@ def confused_pairs(labels: np.ndarray, predictions: np.ndarray, class_names: Seq
     """
     counts = confusion_matrix(labels, predictions, labels=range(len(class_names)))
     supports = counts.sum(axis=1)
-    np.fill_diagonal(counts, 0)
-    lines = []
-    for cell in np.argsort(-counts, axis=None, kind="stable")[:most]:
-        true, predicted = np.unravel_index(cell, counts.shape)
-        if times := counts[true, predicted]:
-            lines.append(f"  {class_names[true]} taken for {class_names[predicted]}: {times} of {supports[true]}")
+    lines = [
+        f"  {class_names[true]} taken for {class_names[predicted]}: {times} of {supports[true]}"
+        for true, predicted, times in most_confused(counts, most)
+    ]
     return "\n".join(["most confused:", *lines]) if lines else "most confused: none"
+
+
+def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+    """The largest numbers of a confusion matrix off its diagonal: true class, predicted class, and how often.
+
+    Args:
+        counts: int ``[classes, classes]``, by true and predicted class.
+        most: pairs; those that never were confused are none.
+    """
+    mistakes = counts - np.diag(np.diag(counts))
+    cells = np.argsort(-mistakes, axis=None, kind="stable")[:most]
+    pairs = np.transpose(np.unravel_index(cells, counts.shape)).tolist()
+    return [(true, predicted, int(mistakes[true, predicted])) for true, predicted in pairs if mistakes[true, predicted]]
