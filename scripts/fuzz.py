@@ -280,10 +280,14 @@ def config_files(genuine: Config) -> SearchStrategy[Files]:
 STEP = 3
 """In the middle of the second epoch, so that there is some training left."""
 
+SPLIT = Split(np.zeros((20, 16, 16, 1), np.uint8), np.arange(20, dtype=np.int32) % 3)
+DATASET = Dataset(CONFIG.dataset, SPLIT, SPLIT, ("top", "middle", "bottom"))
+
 META = {
     "format": FORMAT,
     "device_count": 1,
     "image_shape": [16, 16, 1],
+    "data_sha256": DATASET.sha256,
     "dark_ground": True,
     "class_names": ["top", "middle", "bottom"],
     "history": [
@@ -447,11 +451,8 @@ def read_run(directory: Path) -> None:
 
 def resume_run(directory: Path) -> None:
     """Go on with a run, and make sure that what comes of it can be used. What is slow is done once, or not at all."""
-    images, labels = np.zeros((20, 16, 16, 1), np.uint8), np.arange(20, dtype=np.int32) % 3
-    split = Split(images, labels)
-    dataset = Dataset(CONFIG.dataset, split, split, tuple(META["class_names"]))
     with (
-        mock.patch.object(data, "load", return_value=dataset),
+        mock.patch.object(data, "load", return_value=DATASET),
         mock.patch.object(loop.Trainer, "compile", return_value=0.0),
     ):
         check_run(fit(CONFIG, directory, resume=True))

@@ -4,8 +4,10 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -187,12 +189,41 @@ def test_flags_override_the_preset_which_overrides_the_defaults():
     assert train.parse([]).shuffle
 
 
-def test_ctrl_c_is_status_130_in_one_line(monkeypatch, capsys):
-    def interrupted(args):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("seconds", [0.8, 1.6])
+def test_a_signal_before_there_is_anything_to_save_is_one_line(tmp_path, number, status, seconds):
+    words = [sys.executable, "-m", "cnn_jax.train", "--dataset", "digits", "--epochs", "100000", "--workdir", "run"]
+    with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(seconds)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert err == "interrupted\n" or "stopped after step" in err
 
-    assert cli.run(interrupted) == 130
-    assert capsys.readouterr().err == "interrupted\n"
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--config", "x" * 300], 2),
+        (["--workdir", "x" * 300], 1),
+        (["--data-dir", "~nobody-of-that-name/x"], 2),
+        (["--init-from", "~nobody-of-that-name/x"], 2),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, tmp_path, words, status):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "dup2", lambda *descriptors: None)
+    assert call(train, monkeypatch, capsys, "--dataset", "digits", *words)[0] == status
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_output_that_cannot_be_written_is_one_line(digits_run):
+    _, workdir = digits_run
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    for destination, status in (("> /dev/full", 1), ("| true", 0)):
+        words = ["bash", "-o", "pipefail", "-c", f"{sys.executable} -m cnn_jax.evaluate run {destination}"]
+        done = subprocess.run(words, cwd=workdir.parent, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (status, status), done.stderr
 
 
 @pytest.mark.parametrize("command", [train, evaluate])

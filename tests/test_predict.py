@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -153,7 +154,35 @@ def test_unreadable_files_are_passed_over_on_request(call, pictures, tmp_path, c
     status, lines, err = call("--skip-unreadable", tmp_path / "pictures")
     assert status == 0
     assert [LINE.match(line)[1] for line in lines] == list(pictures)
-    assert "1 files cannot be read as images and are left out" in caplog.text + err
+    assert "left out 1 that cannot be read as images, the first: " in caplog.text + err
+
+
+def test_what_can_be_read_is_classified_before_the_error(call, pictures, tmp_path):
+    (tmp_path / "text.png").write_text("text")
+    status, lines, err = call(tmp_path / "text.png", *pictures)
+    assert status == 2
+    assert len(lines) == len(pictures)
+    assert "text.png is not a PNG" in err
+
+
+def test_a_name_stays_on_its_line_and_hidden_files_are_left_alone(call, pictures, tmp_path):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    shutil.copy(next(iter(pictures)), folder / "a\nb.png")
+    (folder / "._a.png").write_text("what macOS leaves")
+    (folder / "directory.png").mkdir()
+    status, lines, err = call(folder)
+    assert (status, err, len(lines)) == (0, "", 1)
+    assert "a\\nb.png" in lines[0]
+
+
+def test_all_of_a_folder_that_was_not_trained_on_is_evaluated(call, dataset, tmp_path):
+    for index, (image, label) in enumerate(zip(dataset.test.images, dataset.test.labels, strict=True)):
+        folder = tmp_path / "new" / dataset.class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze()).save(folder / f"{index}.png")
+    _, lines, _ = call("--dataset", f"folder:{tmp_path / 'new'}", command=evaluate)
+    assert lines[0].endswith(" examples: 23")
 
 
 def test_a_folder_is_evaluated(call, dataset, tmp_path):

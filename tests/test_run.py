@@ -234,3 +234,17 @@ def test_predicting_other_images_is_refused(tmp_path, images):
     run = fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)
     with pytest.raises(UsageError, match=r"takes images of uint8 \[N, 16, 16, 1\], not (float64|uint8) \["):
         run.predict(images)
+
+
+def test_going_on_with_a_changed_data_set_is_refused(tmp_path, dataset, monkeypatch):
+    """As many images of the same shape; but a class has another name, or a label is another."""
+    fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)
+    labels = dataset.train.labels.copy()
+    labels[0] = (labels[0] + 1) % 3
+    for changed in (
+        dataclasses.replace(dataset, class_names=("top", "middle", "below")),
+        dataclasses.replace(dataset, train=Split(dataset.train.images, labels)),
+    ):
+        monkeypatch.setattr(data, "load", lambda config, changed=changed: dataclasses.replace(changed, name="squares"))
+        with pytest.raises(UsageError, match=r"the data set is no more what the run in .* was trained on"):
+            fit(CONFIG, tmp_path, resume=True)

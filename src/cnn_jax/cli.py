@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from types import FrameType
 from typing import Self, TypeVar
@@ -21,7 +21,7 @@ from cnn_jax.paths import user_cache
 Flags = TypeVar("Flags")
 
 SHOW_CURSOR = b"\x1b[?25h"
-"""ECMA-48's private mode 25, as every terminal since the VT220 knows it."""
+"""ECMA-48's private mode 25, as every terminal since the VT220 knows it: the progress bar hides the cursor."""
 
 WORDINGS = {
     r"invalid literal for int\(\) with base 10: (.*)": r"must be a whole number, not \1",
@@ -38,15 +38,19 @@ def run(main: Callable[[Sequence[str]], int]) -> int:
     """Call a command with the process's arguments.
 
     Returns:
-        The exit status: the command's own, 1 for what failed, 2 for what the user gave, 130 for Ctrl-C.
+        The exit status: the command's own, 1 for what failed, 2 for what the user gave.
     """
     notices = logging.getLogger("cnn_jax")
     notices.addHandler(logging.StreamHandler())
     notices.propagate = False
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names may be in letters that the terminal has not
     use_every_processor()
     _keep_compiled_programs()
     try:
-        return main(sys.argv[1:])
+        with _stopping_at_once():
+            return _flushing(main, sys.argv[1:])
     except CnnJaxError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
@@ -54,9 +58,39 @@ def run(main: Callable[[Sequence[str]], int]) -> int:
         # Whoever read the output has enough of it: nothing more is written, not even when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except OSError as error:
+        if error.filename is None:  # it is standard output that cannot be written to
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"error: {error.strerror}: {error.filename or 'standard output'}", file=sys.stderr)
+        return 1
+
+
+def _flushing(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
+    # So that what cannot be written is known here, and not when Python ends.
+    try:
+        return main(args)
+    finally:
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _stopping_at_once() -> Iterator[None]:
+    """While this context is entered, Ctrl-C and SIGTERM end the process, with a line and the status of a shell.
+
+    No exception is raised: jax's callbacks would swallow it, or be left in the middle of something.
+    """
+    before = {number: signal.signal(number, _stop_at_once) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop_at_once(number: int, frame: FrameType | None) -> None:
+    # Written by os.write, for the signal may have come in the middle of a print.
+    os.write(sys.stderr.fileno(), (SHOW_CURSOR if sys.stderr.isatty() else b"") + b"interrupted\n")
+    os._exit(128 + number)
 
 
 class StopSignals:
@@ -86,17 +120,9 @@ class StopSignals:
         return 128 + self._signal
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        # Written by os.write, for the signal may have come in the middle of a print.
-        if self._signal is not None:
-            if sys.stderr.isatty():
-                os.write(sys.stderr.fileno(), SHOW_CURSOR)  # the progress bar hides it
-            os._exit(128 + number)  # what is saved is saved; nothing is to be waited for
+        if self._signal is not None or not self._asked:
+            _stop_at_once(number, frame)  # what is saved is saved; nothing is to be waited for
         self._signal = number
-        if not self._asked:
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            os.write(sys.stderr.fileno(), b"interrupted\n")
-            sys.exit(self.exit_status)
         os.write(sys.stderr.fileno(), b"stopping after this chunk; once more to stop at once\n")
 
 

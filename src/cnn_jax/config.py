@@ -152,9 +152,9 @@ class Config:
             UsageError: no such file or preset, not YAML, or not a valid config.
         """
         path = Path(source)
-        if not path.is_file() and path.name == str(source) and not path.suffix:
+        if not os.path.isfile(path) and path.name == str(source) and not path.suffix:  # noqa: PTH113 (it never raises)
             path = PRESETS / f"{source}.yaml"
-            if not path.is_file():
+            if not os.path.isfile(path):  # noqa: PTH113
                 presets = sorted(Path(preset.name).stem for preset in PRESETS.iterdir())
                 raise UsageError(
                     f"no preset or file {str(source)!r}{suggest(str(source), presets)}; presets: {', '.join(presets)}"

@@ -4,11 +4,17 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from cnn_jax import cli
+
+if TYPE_CHECKING:
+    from cnn_jax.data import Dataset
+    from cnn_jax.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,29 +42,48 @@ def main(args: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
     flags = cli.parse(EvaluateFlags, args, module="cnn_jax.evaluate")
     # What follows is slow to import, and of no use to somebody who mistyped a flag.
-    from cnn_jax import data
-    from cnn_jax.config import Config
     from cnn_jax.report.tables import class_table, confused_pairs
     from cnn_jax.run import load_run
 
     run = load_run(flags.run, flags.checkpoint)
-    config = run.config
-    if flags.dataset is not None:
-        height, width, channels = run.image_shape
-        fitting = {"image_size": (height, width), "channels": channels, "skip_unreadable": flags.skip_unreadable}
-        is_folder = flags.dataset.startswith("folder:")
-        config = Config(dataset=flags.dataset, seed=config.seed, **fitting if is_folder else {})
-    if flags.data_dir is not None:
-        config = dataclasses.replace(config, data_dir=flags.data_dir)
-    dataset = data.load(config)
+    dataset = _load(run, flags)
     evaluation = run.evaluate(dataset)
     print(
-        f"dataset: {dataset.name} step: {int(run.state.step)} "
-        f"test_accuracy: {evaluation.accuracy:.4f} test_loss: {evaluation.loss:.4f}\n"
+        f"dataset: {dataset.name} step: {int(run.state.step)} test_accuracy: {evaluation.accuracy:.4f} "
+        f"test_loss: {evaluation.loss:.4f} examples: {len(evaluation.labels)}\n"
     )
     print(class_table(evaluation.labels, evaluation.predictions, run.class_names))
     print(confused_pairs(evaluation.labels, evaluation.predictions, run.class_names))
     return 0
+
+
+def _load(run: "Run", flags: EvaluateFlags) -> "Dataset":
+    """The run's data set, or the one that the flags name, by the run's settings but for what they change."""
+    from cnn_jax import data
+
+    config = run.config
+    if flags.data_dir is not None:
+        config = dataclasses.replace(config, data_dir=flags.data_dir)
+    if flags.skip_unreadable:
+        config = dataclasses.replace(config, skip_unreadable=True)
+    if flags.dataset is None:
+        return data.load(config)
+    is_folder = flags.dataset.startswith("folder:")
+    config = dataclasses.replace(
+        config,
+        dataset=flags.dataset,
+        image_size=run.image_shape[:2] if is_folder else None,
+        channels=run.image_shape[2] if is_folder else None,
+        skip_unreadable=flags.skip_unreadable,
+    )
+    dataset = data.load(config)
+    has_test_split = is_folder and Path(dataset.name.removeprefix("folder:"), "test").is_dir()
+    if not is_folder or has_test_split or dataset.name == run.config.dataset:
+        return dataset
+    # Of a folder that the network has not seen nothing need be held out.
+    splits = (dataset.train, dataset.test)
+    images, labels = (np.concatenate(arrays) for arrays in zip(*((s.images, s.labels) for s in splits), strict=True))
+    return dataclasses.replace(dataset, test=data.Split(images, labels))
 
 
 if __name__ == "__main__":

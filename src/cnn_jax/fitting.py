@@ -20,6 +20,7 @@ from cnn_jax.config import Config
 from cnn_jax.data import Dataset, ground
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.meta import FORMAT, Meta, check_meta, history_of
+from cnn_jax.paths import expanded
 from cnn_jax.report import page, plots, tensorboard
 from cnn_jax.run import Run, make_run
 from cnn_jax.training.checkpoint import CheckpointWriter, restore
@@ -74,13 +75,15 @@ def fit(
         raise UsageError(f"deterministic on a GPU needs XLA_FLAGS={DETERMINISTIC_OPS} set before jax looks for devices")
     if config.tensorboard:
         tensorboard.check_installed()
+    if resume and workdir is None:
+        raise UsageError("to go on with a run, name its run directory")
     if workdir is not None and not resume:
         Workdir(Path(workdir)).check_unused()
     dataset = data.load(config)
     config = dataclasses.replace(config, dataset=dataset.name)
     for name in ("data_dir", "init_from"):
         if (given := getattr(config, name)) is not None:
-            config = dataclasses.replace(config, **{name: str(Path(given).expanduser().absolute())})
+            config = dataclasses.replace(config, **{name: str(expanded(given).absolute())})
     if resume:
         _check_same(config, Workdir(Path(workdir)))
     trainer = Trainer(config, dataset)
@@ -90,11 +93,11 @@ def fit(
     with directory.locked():
         if not resume:
             directory.check_unused()  # again: another process may have been quicker
-        start, history = _saved(trainer, directory) if resume else (beginning, [])
+        described = _describe_training(trainer, dataset)
+        start, history = _saved(trainer, directory, described) if resume else (beginning, [])
         if start.step > config.epochs * trainer.steps_per_epoch:
             begun = -(-start.step // trainer.steps_per_epoch)
             raise UsageError(f"{directory.path} is in its epoch {begun} already: give at least so many by --epochs")
-        described = _describe_training(trainer, dataset)
         with CheckpointWriter(directory.checkpoints) as checkpoints, contextlib.ExitStack() as stack:
 
             def save(progress: Progress, **score: float) -> None:
@@ -193,6 +196,7 @@ def _describe_training(trainer: Trainer, dataset: Dataset) -> Meta:
         "device_count": trainer.mesh.size,
         "image_shape": dataset.image_shape,
         "class_names": dataset.class_names,
+        "data_sha256": dataset.sha256,
         "dark_ground": ground.is_dark(dataset.train.images),
     }
 
@@ -205,11 +209,16 @@ def _describe_progress(history: Sequence[EpochRecord], progress: Progress) -> Me
     }
 
 
-def _saved(trainer: Trainer, directory: Workdir) -> tuple[Progress, list[EpochRecord]]:
+def _saved(trainer: Trainer, directory: Workdir, described: Meta) -> tuple[Progress, list[EpochRecord]]:
     """Where the newest checkpoint stands, and the epochs before."""
 
     def like(meta: Meta) -> TrainState:
         check_meta(meta, directory.path)
+        if meta["data_sha256"] != described["data_sha256"]:
+            raise UsageError(
+                f"the data set is no more what the run in {directory.path} was trained on: bring back its images and "
+                "classes, or train anew in another --workdir"
+            )
         return trainer.abstract_state
 
     state, meta = restore(directory.checkpoints, like)

@@ -21,6 +21,7 @@ _FORM = {
     "device_count": int,
     "image_shape": [int],
     "class_names": [str],
+    "data_sha256": str,
     "dark_ground": bool,
     "history": [{field.name: field.type for field in dataclasses.fields(EpochRecord)}],
     "epoch": {

@@ -64,6 +64,7 @@ def main(args: Sequence[str]) -> int:
     if flags.top_k < 1:
         raise UsageError(f"--top-k must be above zero, not {flags.top_k}")
     # What follows is slow to import, and of no use to somebody who mistyped a flag.
+    from cnn_jax.data.image import shown
     from cnn_jax.run import load_run
 
     run = load_run(flags.run, flags.checkpoint)
@@ -72,7 +73,7 @@ def main(args: Sequence[str]) -> int:
         if flags.json:
             print(json.dumps({"path": str(path), "classes": [{"name": n, "probability": p} for n, p in best]}))
         else:
-            print(f"{path}: {', '.join(f'{name} {probability:.4f}' for name, probability in best)}")
+            print(f"{shown(path)}: {', '.join(f'{name} {probability:.4f}' for name, probability in best)}")
     return 0
 
 
@@ -82,7 +83,9 @@ def _files(paths: Iterable[str]) -> Iterator[Path]:
         if path == "-":
             yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
         elif Path(path).is_dir():
-            files = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
+            files = sorted(
+                file for file in Path(path).rglob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file()
+            )
             if not files:
                 raise UsageError(f"there are no images in {path}: it has no files named {', '.join(SUFFIXES)}")
             yield from files
@@ -97,26 +100,26 @@ def _classify(run: "Run", files: Iterator[Path], flags: PredictFlags) -> Iterato
     from cnn_jax.data.image import quiet
     from cnn_jax.run import PREDICT_BATCH
 
-    unreadable = 0
+    errors: list[UsageError] = []
 
     def read(path: Path) -> "np.ndarray | UsageError":
         try:
             return run.prepare(path, flags.invert)
         except UsageError as error:
-            if flags.skip_unreadable:
-                return error
-            raise
+            return error
 
     with quiet(), ThreadPoolExecutor() as threads:  # Pillow leaves Python to the others while it decodes
         while batch := list(islice(files, PREDICT_BATCH)):
-            images = zip(batch, threads.map(read, batch), strict=True)
+            images = list(zip(batch, threads.map(read, batch), strict=True))
             readable = [(path, image) for path, image in images if not isinstance(image, UsageError)]
-            unreadable += len(batch) - len(readable)
+            errors += [image for _, image in images if isinstance(image, UsageError)]
             if readable:
-                paths, images = zip(*readable, strict=True)
-                yield from zip(paths, run.predict(np.stack(images)), strict=True)
-    if unreadable:
-        logger.warning("%d files cannot be read as images and are left out", unreadable)
+                paths, arrays = zip(*readable, strict=True)
+                yield from zip(paths, run.predict(np.stack(arrays)), strict=True)
+            if errors and not flags.skip_unreadable:
+                raise errors[0]
+    if errors:
+        logger.warning("left out %d that cannot be read as images, the first: %s", len(errors), errors[0])
 
 
 if __name__ == "__main__":

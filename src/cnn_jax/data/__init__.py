@@ -8,7 +8,7 @@ from cnn_jax.config import Config
 from cnn_jax.data import catalogue, digits, folder, prepared
 from cnn_jax.data.dataset import Dataset, Split
 from cnn_jax.errors import UsageError, suggest
-from cnn_jax.paths import user_cache
+from cnn_jax.paths import expanded, user_cache
 
 __all__ = ["Dataset", "Split", "data_dir", "load"]
 
@@ -59,4 +59,4 @@ def load(config: Config) -> Dataset:
 def data_dir(config: Config) -> Path:
     """Where data sets are kept: the config's, else ``CNN_JAX_DATA_DIR``, else the user's cache directory."""
     given = config.data_dir or os.environ.get("CNN_JAX_DATA_DIR")
-    return Path(given).expanduser() if given else user_cache()
+    return expanded(given) if given else user_cache()

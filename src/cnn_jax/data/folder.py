@@ -19,7 +19,7 @@ from cnn_jax.data.dataset import Dataset, Split
 from cnn_jax.data.holdout import hold_out_of_each_class
 from cnn_jax.data.image import image_size, is_colour, opened, quiet, read_image, shown
 from cnn_jax.errors import UsageError
-from cnn_jax.paths import user_cache
+from cnn_jax.paths import expanded, user_cache
 
 SETTINGS = ("image_size", "channels", "skip_unreadable")
 """Of a config, those that have a meaning here alone."""
@@ -60,10 +60,7 @@ def load(path: str, config: Config) -> Dataset:
     Raises:
         UsageError: the folder is not of this form, or holds files that cannot be read.
     """
-    try:
-        root = Path(path).expanduser().absolute()
-    except RuntimeError:
-        raise UsageError(f"{path} lies in nobody's home directory: give another folder:PATH") from None
+    root = expanded(path).absolute()
     parts = _parts(root)
     class_names = _class_names(root, parts)
     folders = [part / name for part in parts for name in class_names]

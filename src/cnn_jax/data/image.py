@@ -109,6 +109,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             yield file
     except OSError as error:
         raise UsageError(f"cannot read {shown(path)}: {error.strerror}") from None
+    except ValueError:  # for which Python has no OSError
+        raise UsageError(f"cannot read {shown(path)}: there is a zero byte in its name") from None
 
 
 def shown(name: str | Path) -> str:

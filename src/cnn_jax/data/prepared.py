@@ -128,7 +128,7 @@ def _prepare(builder: "DatasetBuilder", name: str) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise UsageError(
             f"tfds:{name} is not prepared in {builder.data_dir}, and preparing it needs TensorFlow: "
-            "pip install 'cnn_jax[tfds]', or give the --data-dir where it lies prepared"
+            "pip install -e '.[tfds]', or give the --data-dir where it lies prepared"
         )
     tfds.display_progress_bar(sys.stderr.isatty())
     try:

@@ -25,7 +25,7 @@ def check_installed() -> None:
     """Raise UsageError unless the packages of the extra ``onnx`` are installed."""
     missing = [name for name in ("jax2onnx", "onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UsageError(f"exporting to ONNX needs {' and '.join(missing)}: pip install 'cnn_jax[onnx]'")
+        raise UsageError(f"exporting to ONNX needs {', '.join(missing)}: pip install -e '.[onnx]'")
 
 
 def to_bytes(network: Network) -> bytes:

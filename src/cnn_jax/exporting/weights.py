@@ -122,7 +122,7 @@ def _open_state_dict(path: Path) -> dict[str, Tensor]:
         import torch
     except ModuleNotFoundError:
         raise UsageError(
-            f"{path} is PyTorch's, and reading it needs PyTorch: pip install 'cnn_jax[torch]', or give the weights as "
+            f"{path} is PyTorch's, and reading it needs PyTorch: pip install -e '.[torch]', or give the weights as "
             "safetensors"
         ) from None
 
