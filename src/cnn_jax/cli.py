@@ -20,6 +20,9 @@ from cnn_jax.paths import user_cache
 
 Flags = TypeVar("Flags")
 
+STDERR = 2
+"""Standard error's file descriptor, whatever ``sys.stderr`` is at the time."""
+
 SHOW_CURSOR = b"\x1b[?25h"
 """ECMA-48's private mode 25, as every terminal since the VT220 knows it: the progress bar hides the cursor."""
 
@@ -88,8 +91,8 @@ def _stopping_at_once() -> Iterator[None]:
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
-    # Written by os.write, for the signal may have come in the middle of a print.
-    os.write(sys.stderr.fileno(), (SHOW_CURSOR if sys.stderr.isatty() else b"") + b"interrupted\n")
+    # Not by print, for the signal may have come in the middle of one.
+    os.write(STDERR, (SHOW_CURSOR if os.isatty(STDERR) else b"") + b"interrupted\n")
     os._exit(128 + number)
 
 
@@ -123,7 +126,7 @@ class StopSignals:
         if self._signal is not None or not self._asked:
             _stop_at_once(number, frame)  # what is saved is saved; nothing is to be waited for
         self._signal = number
-        os.write(sys.stderr.fileno(), b"stopping after this chunk; once more to stop at once\n")
+        os.write(STDERR, b"stopping after this chunk; once more to stop at once\n")
 
 
 def parse(flags: type[Flags], args: Sequence[str], *, module: str, default: Flags | None = None) -> Flags:
