@@ -174,7 +174,7 @@ def test_another_file_format(tmp_path):
 
 def test_not_prepared_and_no_tensorflow(tmp_path, tensorflow, capfd, caplog):
     tensorflow(False)
-    with pytest.raises(UsageError, match=r"pip install 'cnn_jax\[tfds\]'") as caught:
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[tfds\]'") as caught:
         prepared.load("cifar10", tmp_path)
     assert str(tmp_path / "cifar10") in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ installed = pytest.mark.skipif(
 
 def test_missing_packages_are_named(run, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else ...)
-    expected = "exporting to ONNX needs jax2onnx and onnx and onnxruntime: pip install 'cnn_jax\\[onnx\\]'"
+    expected = "exporting to ONNX needs jax2onnx, onnx, onnxruntime: pip install -e '\\.\\[onnx\\]'"
     with pytest.raises(UsageError, match=expected):
         run.export(tmp_path / "model.onnx", "onnx")
     assert list(tmp_path.iterdir()) == []

@@ -64,7 +64,7 @@ def test_differences_are_told(torch, path, state_dict, assert_refused):
 
 def test_missing_pytorch_is_said(saved, monkeypatch, assert_refused):
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert_refused("is PyTorch's, and reading it needs PyTorch: pip install 'cnn_jax\\[torch\\]', or give")
+    assert_refused("is PyTorch's, and reading it needs PyTorch: pip install -e '\\.\\[torch\\]', or give")
 
 
 @pytest.mark.parametrize("content", ["network", "wrapped", "list", "numbers", "names", "sparse", "nothing"])
