@@ -9,6 +9,7 @@ input with another outcome ends it with exit status 1 and is kept in a directory
 
 import argparse
 import gzip
+import io
 import json
 import logging
 import math
@@ -30,16 +31,20 @@ from unittest import mock
 
 import jax
 import numpy as np
+import safetensors.numpy
 import tensorstore as ts
 from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import HypothesisWarning
 from hypothesis.strategies import DrawFn, SearchStrategy
+from PIL import Image
 
 from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split, idx
+from cnn_jax.data.image import read_image
 from cnn_jax.errors import CnnJaxError
+from cnn_jax.exporting.weights import read_params
 from cnn_jax.fitting import fit
 from cnn_jax.meta import FORMAT
 from cnn_jax.models import create_model
@@ -179,6 +184,8 @@ def readers(scratch: Path) -> dict[str, Reader]:
     return {
         "images": Reader(idx_files(3), lambda directory: idx.read_images(directory / "file")),
         "labels": Reader(idx_files(1), lambda directory: idx.read_labels(directory / "file")),
+        "pictures": Reader(picture_files(), lambda directory: read_image(directory / "file", (16, 16), 1)),
+        "weights": Reader(weights_files(), lambda directory: read_params(directory / "file", WEIGHTS, (16, 16, 1))),
         "config": Reader(config_files(CONFIG), lambda directory: Config.from_yaml(directory / "config.yaml")),
         "run": Reader(runs, read_run, run),
         "resume": Reader(runs, resume_run, run),
@@ -273,6 +280,37 @@ def config_files(genuine: Config) -> SearchStrategy[Files]:
     encoded = document.map(lambda text: text.encode(errors="surrogatepass"))
     content = damaged(genuine.to_yaml().encode()) | encoded | encoded.flatmap(damaged) | st.binary(max_size=100)
     return content.map(lambda content: {"config.yaml": content})
+
+
+# Pictures and weights
+
+
+def picture_files() -> SearchStrategy[Files]:
+    """Damaged images of each kind that is read."""
+    rng = np.random.default_rng(0)
+    genuine = []
+    for shape in ((20, 30), (20, 30, 3), (20, 30, 4)):
+        for kind in ("PNG", "WEBP", "BMP", "JPEG")[: 3 if shape[2:] == (4,) else 4]:  # JPEG knows no transparency
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(file, kind)
+            genuine.append(file.getvalue())
+    return st.sampled_from(genuine).flatmap(damaged).map(lambda content: {"file": content})
+
+
+WEIGHTS = {"fc": {"kernel": np.zeros((3, 2), np.float32), "bias": np.zeros(2, np.float32)}}
+
+
+def weights_files() -> SearchStrategy[Files]:
+    """Damaged and lying safetensors (https://huggingface.co/docs/safetensors)."""
+    arrays = {f"fc.{name}": array for name, array in WEIGHTS["fc"].items()}
+    genuine = safetensors.numpy.save(arrays)
+    end = 8 + int.from_bytes(genuine[:8], "little")
+
+    def with_header(header: bytes) -> bytes:
+        return struct.pack("<Q", len(header)) + header + genuine[end:]
+
+    content = damaged(genuine) | altered_json(genuine[8:end]).map(with_header)
+    return content.map(lambda content: {"file": content})
 
 
 # Runs
@@ -471,7 +509,7 @@ def main() -> int:
     """Fuzz the readers one after the other; returns the exit status."""
     parser = argparse.ArgumentParser(description="Try damaged, lying and hostile files on the package's readers.")
     parser.add_argument("--examples", type=int, default=10_000, help="inputs a reader (default: %(default)s)")
-    parser.add_argument("readers", nargs="*", metavar="READER", help="images, labels, config, run, resume; else all")
+    parser.add_argument("readers", nargs="*", metavar="READER", help="one of those; else all")
     flags = parser.parse_args()
     logging.disable()  # the readers' notices of what they leave out
     with tempfile.TemporaryDirectory() as scratch:

@@ -43,7 +43,16 @@ def readers(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "examples"), [("images", 300), ("labels", 300), ("config", 300), ("run", 200), ("resume", 100)]
+    ("name", "examples"),
+    [
+        ("images", 300),
+        ("labels", 300),
+        ("pictures", 300),
+        ("weights", 300),
+        ("config", 300),
+        ("run", 200),
+        ("resume", 100),
+    ],
 )
 def test_what_is_not_read_is_refused(readers, name, examples):
     tally = fuzz.Tally()
