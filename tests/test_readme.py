@@ -21,7 +21,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
     assert [line.startswith("epoch: ") for line in lines[:4]] == [True, True, True, False]
     assert f"test_accuracy: {float(lines[3]):.4f}" in lines[2]
     assert names["run"].predict(names["dataset"].test.images[:5]).shape == (5, 10)
-    assert re.match(r"verified on 300 test images, largest difference \d", lines[-1])
+    assert re.match(r"verified on 300 images, largest difference \d", lines[-1])
     assert (tmp_path / "digits.safetensors").exists()
 
 

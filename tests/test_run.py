@@ -236,6 +236,18 @@ def test_predicting_other_images_is_refused(tmp_path, images):
         run.predict(images)
 
 
+def test_what_is_exported_without_its_data_is_verified_on_noise(tmp_path, caplog, monkeypatch):
+    def gone(config):
+        raise UsageError("the folder is gone")
+
+    run = fit(dataclasses.replace(CONFIG, epochs=1), tmp_path / "run")
+    monkeypatch.setattr(data, "load", gone)
+    verification = run.export(tmp_path / "file", "safetensors")
+    assert verification.num_images == 300
+    assert verification.largest_difference < 1e-5
+    assert "verifying on noise, for the test images cannot be had: the folder is gone" in caplog.text
+
+
 def test_going_on_with_a_changed_data_set_is_refused(tmp_path, dataset, monkeypatch):
     """As many images of the same shape; but a class has another name, or a label is another."""
     fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)

@@ -52,7 +52,7 @@ def run(main: Callable[[Sequence[str]], int]) -> int:
     use_every_processor()
     _keep_compiled_programs()
     try:
-        with _stopping_at_once():
+        with _handling(_stop_at_once):
             return _flushing(main, sys.argv[1:])
     except CnnJaxError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -77,20 +77,21 @@ def _flushing(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def _stopping_at_once() -> Iterator[None]:
-    """While this context is entered, Ctrl-C and SIGTERM end the process, with a line and the status of a shell.
-
-    No exception is raised: jax's callbacks would swallow it, or be left in the middle of something.
-    """
-    before = {number: signal.signal(number, _stop_at_once) for number in (signal.SIGINT, signal.SIGTERM)}
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """While this context is entered, Ctrl-C and SIGTERM call a handler."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
+    """End the process, with a line and the status of a shell.
+
+    No exception is raised: jax's callbacks would swallow it, or be left in the middle of something.
+    """
     # Not by print, for the signal may have come in the middle of one.
     os.write(STDERR, (SHOW_CURSOR if os.isatty(STDERR) else b"") + b"interrupted\n")
     os._exit(128 + number)
@@ -105,12 +106,12 @@ class StopSignals:
     def __enter__(self) -> Self:
         self._signal: int | None = None
         self._asked = False
-        self._before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handling = _handling(self._receive)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handling.__exit__(None, None, None)
 
     def received(self) -> bool:
         """Whether to stop."""

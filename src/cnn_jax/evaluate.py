@@ -61,13 +61,9 @@ def _load(run: "Run", flags: EvaluateFlags) -> "Dataset":
     """The run's data set, or the one that the flags name, by the run's settings but for what they change."""
     from cnn_jax import data
 
-    config = run.config
-    if flags.data_dir is not None:
-        config = dataclasses.replace(config, data_dir=flags.data_dir)
-    if flags.skip_unreadable:
-        config = dataclasses.replace(config, skip_unreadable=True)
+    config = dataclasses.replace(run.config, data_dir=flags.data_dir or run.config.data_dir)
     if flags.dataset is None:
-        return data.load(config)
+        return data.load(dataclasses.replace(config, skip_unreadable=flags.skip_unreadable or config.skip_unreadable))
     is_folder = flags.dataset.startswith("folder:")
     config = dataclasses.replace(
         config,

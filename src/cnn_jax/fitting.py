@@ -8,8 +8,9 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -63,8 +64,8 @@ def fit(
         resume: go on from the newest checkpoint in ``workdir``, to the same parameters, bit for bit, that a run
             never interrupted would have.
         on_epoch: told of each epoch; ``print`` prints the lines of the command.
-        on_chunk: told how far the epoch has come, every hundred steps.
-        stop_requested: asked every hundred steps; when it says so, a checkpoint is written and training stopped.
+        on_chunk: told how far the epoch has come, after each chunk of at most a hundred steps.
+        stop_requested: asked before each chunk; when it says so, a checkpoint is written and training stopped.
 
     Raises:
         UsageError: the config cannot be used, or the run directory does not fit it.
@@ -134,22 +135,35 @@ def fit(
 
         summary = directory.write_summary(config, history, compile_seconds, device_count=trainer.mesh.size)
         _, logits = trainer.evaluate(progress.state.params)
-        with directory.replacing("curves.png") as path:
-            plots.save_curves(path, history, trainer.steps_per_epoch)
-        with directory.replacing("confusion.png") as path:
-            plots.save_confusion(path, dataset.test.labels, np.argmax(logits, axis=-1), dataset.class_names)
-        with directory.replacing("report.html") as path:
-            page.save_page(
-                path,
-                config=config,
-                history=history,
-                steps_per_epoch=trainer.steps_per_epoch,
-                dataset=dataset,
-                logits=np.asarray(logits),
-                summary=summary,
-            )
+        _write_report(directory, config, history, trainer.steps_per_epoch, dataset, np.asarray(logits), summary)
     state = jax.device_put(progress.state, jax.devices()[0])  # on one device, as load_run gives it
     return make_run(directory, config, described, history, state)
+
+
+def _write_report(
+    directory: Workdir,
+    config: Config,
+    history: Sequence[EpochRecord],
+    steps_per_epoch: int,
+    dataset: Dataset,
+    logits: np.ndarray,
+    summary: Mapping[str, Any],
+) -> None:
+    """The pictures and the page of a run whose network gives the test examples these logits."""
+    with directory.replacing("curves.png") as path:
+        plots.save_curves(path, history, steps_per_epoch)
+    with directory.replacing("confusion.png") as path:
+        plots.save_confusion(path, dataset.test.labels, np.argmax(logits, axis=-1), dataset.class_names)
+    with directory.replacing("report.html") as path:
+        page.save_page(
+            path,
+            config=config,
+            history=history,
+            steps_per_epoch=steps_per_epoch,
+            dataset=dataset,
+            logits=logits,
+            summary=summary,
+        )
 
 
 def reached_target(config: Config, history: Sequence[EpochRecord]) -> bool:

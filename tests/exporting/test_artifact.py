@@ -26,7 +26,7 @@ def test_what_is_written_is_verified(run, tmp_path, format):
 
 def test_a_verification_reads_as_the_command_prints_it():
     verification = artifact.Verification(300, 1.234e-7)
-    assert str(verification) == "verified on 300 test images, largest difference 1.2e-07"
+    assert str(verification) == "verified on 300 images, largest difference 1.2e-07"
 
 
 @pytest.mark.parametrize("format", FORMATS)

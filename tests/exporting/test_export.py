@@ -33,7 +33,7 @@ def test_a_line_on_standard_output_and_a_file_in_the_run(digits):
     done = subprocess.run(words, cwd=digits.parent, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     line = re.fullmatch(
-        r"run/model\.safetensors: verified on 300 test images, largest difference (\d\.\de-\d\d)\n", done.stdout
+        r"run/model\.safetensors: verified on 300 images, largest difference (\d\.\de-\d\d)\n", done.stdout
     )
     assert float(line[1]) < 1e-5
     exported = load_file(digits / "model.safetensors")
@@ -53,7 +53,7 @@ def test_output_names_the_file(digits, tmp_path, monkeypatch, capsys, format):
     words = (digits, "--format", format, "--output", path, "--checkpoint", "best", "--data-dir", tmp_path)
     status, captured = call(monkeypatch, capsys, *words)
     assert (status, captured.err) == (0, "")
-    assert captured.out.startswith(f"{path}: verified on 300 test images")
+    assert captured.out.startswith(f"{path}: verified on 300 images")
     assert path.is_file()
 
 

@@ -79,7 +79,7 @@ def test_a_portable_network_is_the_same_network(network, images):
         for portable in (False, True)
     ]
     np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(network.probabilities(images), nn.softmax(logits[0]), atol=1e-6)
+    np.testing.assert_allclose(network.probabilities(images), nn.softmax(logits[0]), rtol=1e-5, atol=1e-5)
     shapes = [
         jax.eval_shape(create_model("cnn", 3, portable).init, jax.random.key(0), images[:1].astype(np.float32))
         for portable in (False, True)

@@ -62,4 +62,4 @@ def test_nothing_is_cut_off_and_the_picture_can_be_opened(tmp_path, num_classes)
 def test_classes_may_be_called_anything(tmp_path):
     save_confusion(tmp_path / "confusion.png", np.array([0, 1]), np.array([0, 1]), ("$\\frac$", "猫\U0001f408"))
     with Image.open(tmp_path / "confusion.png") as image:
-        image.verify()
+        assert np.asarray(image.convert("L")).min() < 128, "nothing is drawn"

@@ -24,13 +24,13 @@ PIECE = 50
 
 
 class Verification(NamedTuple):
-    """How well a file agrees with the network: the largest difference in any probability of so many test images."""
+    """How well a file agrees with the network: the largest difference in any probability of so many images."""
 
     num_images: int
     largest_difference: float
 
     def __str__(self) -> str:
-        return f"verified on {self.num_images} test images, largest difference {self.largest_difference:.1e}"
+        return f"verified on {self.num_images} images, largest difference {self.largest_difference:.1e}"
 
 
 class Form(Protocol):

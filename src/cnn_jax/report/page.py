@@ -181,7 +181,7 @@ def save_page(
         backend=BACKENDS.get(summary["backend"], summary["backend"]),
         summary=summary,
     )
-    # A class may be named after a folder, whose name need not be text; and nothing else has no place in UTF-8.
+    # The settings hold paths, whose names need not be text.
     path.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")
 
 
