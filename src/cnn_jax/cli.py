@@ -16,7 +16,7 @@ from typing import Self, TypeVar
 import tyro
 
 from cnn_jax.errors import CnnJaxError, UsageError, suggest
-from cnn_jax.paths import user_cache
+from cnn_jax.files import user_cache
 
 Flags = TypeVar("Flags")
 

@@ -20,8 +20,8 @@ from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, ground
 from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.files import expanded
 from cnn_jax.meta import FORMAT, Meta, check_meta, history_of
-from cnn_jax.paths import expanded
 from cnn_jax.report import page, plots, tensorboard
 from cnn_jax.run import Run, make_run
 from cnn_jax.training.checkpoint import CheckpointWriter, restore

@@ -18,7 +18,7 @@ from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import folder
 from cnn_jax.errors import UsageError
-from cnn_jax.paths import user_cache
+from cnn_jax.files import user_cache
 
 
 @pytest.fixture(autouse=True)

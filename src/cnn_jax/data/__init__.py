@@ -8,7 +8,7 @@ from cnn_jax.config import Config
 from cnn_jax.data import catalogue, digits, folder, prepared
 from cnn_jax.data.dataset import Dataset, Split
 from cnn_jax.errors import UsageError, suggest
-from cnn_jax.paths import expanded, user_cache
+from cnn_jax.files import expanded, user_cache
 
 __all__ = ["Dataset", "Split", "data_dir", "load"]
 

@@ -19,7 +19,7 @@ from cnn_jax.data.dataset import Dataset, Split
 from cnn_jax.data.holdout import hold_out_of_each_class
 from cnn_jax.data.image import image_size, is_colour, opened, quiet, read_image, shown
 from cnn_jax.errors import UsageError
-from cnn_jax.paths import expanded, user_cache
+from cnn_jax.files import expanded, user_cache
 
 SETTINGS = ("image_size", "channels", "skip_unreadable")
 """Of a config, those that have a meaning here alone."""

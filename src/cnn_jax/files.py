@@ -1,0 +1,196 @@
+"""Files that are written whole or not at all, and read only if they are what they should be.
+
+A run directory or a cache may come from somebody else, or be on a disk that fills up or loses power. So a new file is
+written under a random name that did not exist before, flushed to the disk, and only then renamed; and what is read from
+such a directory must be a regular file of a bounded size, never a symbolic link, a pipe or a device.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from cnn_jax.errors import UsageError
+
+TEMPORARY = ".tmp-"
+"""The prefix of every temporary name this package makes."""
+
+_in_use: set[Path] = set()
+"""Temporary files and directories of this process."""
+
+
+def expanded(path: str) -> Path:
+    """The path with ``~`` replaced by the home directory.
+
+    Raises:
+        UsageError: the user or the home directory is unknown.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(f"the home directory in {path} is unknown: give another path") from None
+
+
+def user_cache() -> Path:
+    """``$XDG_CACHE_HOME/cnn_jax``, or ``~/.cache/cnn_jax`` if that is not set.
+
+    See the XDG base directory specification, https://specifications.freedesktop.org/basedir-spec/.
+
+    Raises:
+        UsageError: the home directory is unknown.
+    """
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnn_jax"
+
+
+def private_directory(path: Path) -> bool:
+    """Make a directory that only its owner can read or write, and say whether it can be used.
+
+    Returns:
+        False if the path is not a directory of this user, or others can write to it, or it cannot be made or written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        status = path.lstat()
+    except OSError:
+        return False
+    mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    return mine and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and os.access(path, os.W_OK | os.X_OK)
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
+    """Open a regular file, without following a symbolic link or waiting for the other end of a pipe.
+
+    Args:
+        path: the file.
+        flags: as of ``os.open``, ``os.O_RDONLY`` or ``os.O_RDWR``, possibly with ``os.O_CREAT``.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "rb")
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file, or is larger than ``max_bytes``.
+    """
+    with open_regular(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+    return content
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new temporary file beside ``path``, which takes its place when the context is left without an error.
+
+    After a crash or a loss of power the path holds the old file or the new one, whole.
+
+    Raises:
+        OSError: the file cannot be written or renamed.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name[-100:]}")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+    _in_use.add(temporary)
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        _in_use.discard(temporary)
+
+
+@contextmanager
+def temporary_directory(parent: Path) -> Iterator[Path]:
+    """A new directory in ``parent``, removed with all that is in it when the context is left.
+
+    What a process that was killed left there is removed too, unless another process is at work there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    with _working_in(parent) as alone:
+        if alone:
+            remove_temporaries(parent)
+        path = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
+        _in_use.add(path)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+            _in_use.discard(path)
+
+
+@contextmanager
+def _working_in(directory: Path) -> Iterator[bool]:
+    """Hold a shared lock on a directory; gives whether no other process held one when the context was entered."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except OSError:  # locked, or on a file system without locks
+            alone = False
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | (0 if alone else fcntl.LOCK_NB))
+        yield alone
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove the temporary files and directories in a directory in which no other process is at work."""
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            if path.name.startswith(TEMPORARY) and path not in _in_use:
+                _remove(path)
+
+
+def remove_own_temporaries() -> None:
+    """Remove the temporary files and directories of this process, which is about to end."""
+    for path in list(_in_use):
+        _remove(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a directory's entries, are on the disk.
+
+    Raises:
+        OSError: they could not be written.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that have no such thing
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
