@@ -1,5 +1,6 @@
 """Small data sets of the MNIST family's form, and a server on 127.0.0.1 that has their files."""
 
+import contextlib
 import gzip
 import hashlib
 import http.server
@@ -40,25 +41,42 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server(no_proxy: None) -> Iterator[SimpleNamespace]:
-    """Serves ``bodies`` (by path; a number is answered as that status) and notes what was ``asked``."""
-    state = SimpleNamespace(bodies={}, asked=[])
+    """Serves ``bodies`` (by path) and notes what was ``asked``.
+
+    A number is answered as that status; an iterator's pieces are sent one by one, until it ends or the client hangs up,
+    and how many were is added to ``sent``.
+    """
+    state = SimpleNamespace(bodies={}, asked=[], sent=[])
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             state.asked.append(self.path)
             body = state.bodies.get(self.path, 404)
+            if isinstance(body, Iterator):
+                self.send_pieces(body)
+                return
             self.send_response(body if isinstance(body, int) else 200)
             body = b"" if isinstance(body, int) else body
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
 
+        def send_pieces(self, pieces):
+            self.send_response(200)
+            self.end_headers()
+            sent = 0
+            with contextlib.suppress(OSError):
+                for piece in pieces:
+                    self.wfile.write(piece)
+                    sent += len(piece)
+            state.sent.append(sent)
+
         def log_message(self, *_):
             pass
 
     class Server(http.server.ThreadingHTTPServer):
         def handle_error(self, *_):
-            pass  # the client hangs up on the file that it only asks about
+            pass  # a client that hangs up
 
     httpd = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})

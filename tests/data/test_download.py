@@ -1,7 +1,9 @@
 import hashlib
+import itertools
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from cnn_jax.data import download
 from cnn_jax.data.download import DownloadError, fetch
 from cnn_jax.errors import CnnJaxError
+from cnn_jax.files import temporary_directory
 
 
 def expected(url, body=b"content"):
@@ -40,29 +43,112 @@ def test_server_that_is_down_is_known_soon(closed_url, tmp_path):
     assert time.monotonic() - start < 3
 
 
-def test_server_that_never_answers(no_proxy, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "PATIENCE", 0.2)
+def test_server_that_never_answers(no_proxy, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/file.gz"
         start = time.monotonic()
         with pytest.raises(DownloadError, match=r"/file.gz: no answer within 0.2 seconds;"):
-            fetch(expected(url), tmp_path, "set")
+            fetch(expected(url), tmp_path, "set", patience=0.2)
         assert time.monotonic() - start < 2
 
 
 def test_time_out_holds_where_requests_has_none(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "PATIENCE", 0.2)
     look_up = socket.getaddrinfo
 
     def slow(*arguments, **options):
-        time.sleep(3)
+        time.sleep(1.5)
         return look_up(*arguments, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     start = time.monotonic()
     with pytest.raises(DownloadError, match="no answer within"):
+        fetch(expected(f"{server.url}/file.gz"), tmp_path, "set", patience=0.2)
+    assert time.monotonic() - start < 1
+
+
+def stalling():
+    yield b"con"
+    time.sleep(1.5)
+    yield b"tent"
+
+
+def dripping():
+    while True:
+        yield b"x"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("pieces", [stalling, dripping])
+def test_server_that_stalls(server, tmp_path, pieces):
+    server.bodies["/file.gz"] = pieces()
+    start = time.monotonic()
+    with pytest.raises(DownloadError, match=r"/file.gz: stalled for 0.3 seconds; put the files into"):
+        fetch(expected(f"{server.url}/file.gz", bytes(download.PIECE)), tmp_path, "set", stall=0.3)
+    assert time.monotonic() - start < 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slow_but_steady(server, tmp_path):
+    def steady():
+        for _ in range(5):
+            yield bytes(download.PIECE)
+            time.sleep(0.1)
+
+    server.bodies["/file.gz"] = steady()
+    fetch(expected(f"{server.url}/file.gz", bytes(5 * download.PIECE)), tmp_path, "set", stall=0.3)
+    assert (tmp_path / "set" / "file.gz").stat().st_size == 5 * download.PIECE
+
+
+def test_no_more_is_received_than_expected(server, tmp_path):
+    server.bodies["/file.gz"] = itertools.repeat(bytes(1 << 16))
+    with pytest.raises(CnnJaxError, match="sent something else than the catalogue's file"):
         fetch(expected(f"{server.url}/file.gz"), tmp_path, "set")
-    assert time.monotonic() - start < 2
+    until = time.monotonic() + 5
+    while not server.sent and time.monotonic() < until:
+        time.sleep(0.01)
+    (sent,) = server.sent
+    assert sent < 1 << 24  # what the system holds on the way
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_connection_that_breaks(no_proxy, tmp_path):
+    def serve(listening):
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\ncon")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        with pytest.raises(DownloadError, match=r"/file.gz: the connection broke;"):
+            fetch(expected(f"http://127.0.0.1:{listening.getsockname()[1]}/file.gz"), tmp_path, "set")
+        thread.join()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_encrypted_if_it_can_be_had(server, closed_url, tmp_path):
+    server.bodies["/first/file.gz"] = server.bodies["/second/file.gz"] = b"content"
+    url_infos = expected(f"{server.url}/second/file.gz")
+    fetch(url_infos, tmp_path, "set", https={f"{server.url}/second/": f"{server.url}/first/"})
+    fetch(url_infos, tmp_path, "set", https={f"{server.url}/second/": f"{closed_url}/first/"})
+    assert server.asked == ["/first/file.gz", "/second/file.gz"]
+
+
+def test_what_a_killed_process_left_is_removed(server, tmp_path):
+    server.bodies["/file.gz"] = b"content"
+    (tmp_path / ".tmp-killed").mkdir()
+    (tmp_path / ".tmp-killed" / "file.gz").write_bytes(b"con")
+    fetch(expected(f"{server.url}/file.gz"), tmp_path, "set")
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_what_another_process_is_writing_is_kept(server, tmp_path):
+    server.bodies["/file.gz"] = b"content"
+    with temporary_directory(tmp_path):  # holds the lock, as another process would
+        (tmp_path / ".tmp-other").mkdir()
+        fetch(expected(f"{server.url}/file.gz"), tmp_path, "set")
+        assert (tmp_path / ".tmp-other").is_dir()
 
 
 def test_unknown_host(no_proxy, tmp_path, monkeypatch):
@@ -91,13 +177,6 @@ def test_what_is_sent_is_verified(server, tmp_path, sent):
     with pytest.raises(CnnJaxError, match=r"/bad.gz sent something else than the catalogue's file") as caught:
         fetch(url_infos, tmp_path, "set")
     assert not isinstance(caught.value, DownloadError)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_refusal_after_the_first_answer(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download, "_refusal", lambda url: None)
-    with pytest.raises(DownloadError, match=r"/file.gz: .*404"):
-        fetch(expected(f"{server.url}/file.gz"), tmp_path, "set")
     assert list(tmp_path.iterdir()) == []
 
 
