@@ -84,6 +84,28 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
     return os.fdopen(descriptor, "r+b" if flags & os.O_RDWR else "rb")
 
 
+def open_data(path: Path, max_bytes: int) -> BinaryIO:
+    """Open a regular file of a bounded size, without waiting for the other end of a pipe.
+
+    Unlike ``open_regular`` it follows symbolic links, by which users put their data where they want it.
+
+    Raises:
+        OSError: it cannot be opened, is not a regular file, or is larger than ``max_bytes``.
+        ValueError: there is a zero byte in its name.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """The content of a regular file.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cnn_jax.data import catalogue
+from cnn_jax.data import catalogue, download
 from cnn_jax.data.catalogue import FAMILIES, PARTS
 from cnn_jax.errors import CnnJaxError, UsageError
 
@@ -186,6 +186,13 @@ def test_unreadable_file(fakes, tmp_path):
         catalogue.load("mnist", tmp_path)
 
 
+def test_a_file_that_is_too_large_is_not_hashed(fakes, tmp_path):
+    with (tmp_path / PARTS[0]).open("wb") as file:
+        file.truncate(200 * 10**9)
+    with pytest.raises(UsageError, match=rf"cannot read .*{PARTS[0]}: larger than \d+ bytes; delete it to have it"):
+        catalogue.load("mnist", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "classes", "host"),
     [
@@ -201,6 +208,8 @@ def test_the_real_catalogue(tmp_path, name, classes, host):
     assert family.counts == (60_000, 10_000)
     assert sorted(family.urls) == sorted(PARTS)
     assert all(host in url and part in url for part, url in family.urls.items())
+    encrypted = [url.startswith(("https://", *download.HTTPS)) for url in family.urls.values()]
+    assert all(encrypted)
     assert all(len(sha256) == 64 for sha256 in family.part_of_sha256)
     assert sorted(family.part_of_sha256.values()) == sorted(PARTS * (1 if name == "kmnist" else 2))
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,5 @@
 import gzip
+import os
 import struct
 import tracemalloc
 
@@ -113,5 +114,14 @@ def test_altered_gzip(tmp_path, idx_bytes, place, wrong):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_what_cannot_be_opened(tmp_path, there):
-    with pytest.raises(UsageError, match=r"cannot read .*: (Is a directory|No such file)"):
+    with pytest.raises(UsageError, match=r"cannot read .*: (not a regular file|No such file)"):
         idx.read_images(tmp_path if there else tmp_path / "missing")
+
+
+def test_only_files_of_a_bounded_size_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(200 * 10**9)
+    for name, wrong in {"pipe": "not a regular file", "sparse": f"larger than {idx.MAX_FILE_BYTES} bytes"}.items():
+        with pytest.raises(UsageError, match=f"cannot read .*{name}: {wrong}; put a complete IDX file of images"):
+            idx.read_images(tmp_path / name)

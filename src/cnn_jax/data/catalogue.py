@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from cnn_jax import files
 from cnn_jax.data import idx
 from cnn_jax.data.dataset import Dataset, Split
 from cnn_jax.data.download import DownloadError, fetch
@@ -150,11 +151,11 @@ def _files(directory: Path) -> set[str]:
 def _verify(path: Path, part: str, wanted: Family, owners: Mapping[str, tuple[str, str]], directory: Path) -> None:
     """Raise ``UsageError`` unless a file is, byte for byte, the part that its name says."""
     try:
-        gzipped = idx.is_gzip(path)
-        with path.open("rb") as stream:
-            sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        with files.open_data(path, idx.MAX_FILE_BYTES) as file:
+            gzipped = idx.is_gzip(file)
+            sha256 = hashlib.sha256(file.read(idx.MAX_FILE_BYTES)).hexdigest()
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        raise UsageError(f"cannot read {path}: {error.strerror}; delete it to have it downloaded") from None
     owner = owners.get(sha256)
     if owner == (wanted.name, part):
         return

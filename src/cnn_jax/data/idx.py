@@ -1,13 +1,16 @@
 """The IDX file format, in which MNIST and its relatives are published."""
 
+import contextlib
 import gzip
 import math
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from cnn_jax import files
 from cnn_jax.errors import UsageError
 
 UINT8 = 0x08
@@ -15,6 +18,9 @@ CONTENTS = {1: "labels", 3: "images"}
 PIECE = 1 << 20
 LARGEST = 1 << 27
 """Bytes of elements that are read at most; MNIST's training images and those of its relatives are 47 million."""
+
+MAX_FILE_BYTES = LARGEST + (1 << 10)
+"""Of a file, whose header is short and which gzip does not make larger."""
 
 
 def read_images(path: Path) -> np.ndarray:
@@ -46,7 +52,10 @@ def read(path: Path, dimensions: int) -> np.ndarray:
     """
     remedy = f"put a complete IDX file of {CONTENTS[dimensions]} in its place"
     try:
-        with gzip.open(path) if is_gzip(path) else path.open("rb") as stream:
+        with (
+            files.open_data(path, MAX_FILE_BYTES) as file,
+            gzip.open(file) if is_gzip(file) else contextlib.nullcontext(file) as stream,
+        ):
             if problem := _mismatch(stream.read(4), dimensions):
                 raise UsageError(f"{path} {problem}; {remedy}")
             sizes = stream.read(4 * dimensions)
@@ -63,7 +72,7 @@ def read(path: Path, dimensions: int) -> np.ndarray:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UsageError(f"{path} is a damaged gzip file ({error}); {remedy}") from None
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        raise UsageError(f"cannot read {path}: {error.strerror}; {remedy}") from None
     if len(content) != promised:
         found = "more follow" if len(content) > most else f"{len(content)} follow"
         if promised > LARGEST and len(content) > most:
@@ -74,10 +83,12 @@ def read(path: Path, dimensions: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def is_gzip(path: Path) -> bool:
-    """Whether the file's first bytes are gzip's (RFC 1952)."""
-    with path.open("rb") as stream:
-        return stream.read(2) == b"\x1f\x8b"
+def is_gzip(file: BinaryIO) -> bool:
+    """Whether a file's first bytes are gzip's (RFC 1952); leaves it at its start."""
+    file.seek(0)
+    magic = file.read(2)
+    file.seek(0)
+    return magic == b"\x1f\x8b"
 
 
 def _mismatch(magic: bytes, dimensions: int) -> str | None:
