@@ -1,5 +1,7 @@
 import importlib.util
 import io
+import json
+import sys
 
 import numpy as np
 import pytest
@@ -213,7 +215,6 @@ def test_preparation_that_fails(tmp_path, tensorflow):
         ("cifer10", "has no data set 'cifer10'; did you mean 'cifar10'?"),
         ("emnist/lettrs", "tfds:emnist/lettrs cannot be used: BuilderConfig lettrs not found"),
         ("cifar10:0.0.1", "Dataset cifar10 cannot be loaded at version 0.0.1, only"),
-        ("", "tfds: cannot be used: "),
         ("coco", "tfds:coco "),  # which needs TensorFlow even to be asked what it is
         ("imdb_reviews", "tfds:imdb_reviews is not a data set of 8-bit images with one class each"),
     ],
@@ -224,3 +225,88 @@ def test_names_that_do_not_serve(tmp_path, name, wrong, capfd):
     assert wrong in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().out == ""
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """The name of a feature in a module that can be imported, and is not to be."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "foreign_features.py").write_text("Feature = None")
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    yield "foreign_features.Feature"
+    sys.modules.pop("foreign_features", None)
+
+
+IMAGE = "tensorflow_datasets.core.features.image_feature.Image"
+DICT = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content, foreign: content.replace(IMAGE, foreign),
+        lambda content, foreign: content.replace(DICT, foreign),
+        lambda content, foreign: content.replace(f'"pythonClassName": "{IMAGE}"', f'"python_class_name": "{foreign}"'),
+        lambda content, foreign: json.dumps({"type": foreign, "content": {}}),
+        lambda content, foreign: json.dumps({"type": DICT, "content": {"x": {"type": foreign, "content": {}}}}),
+        lambda content, foreign: json.dumps(
+            {"pythonClassName": DICT, "jsonFeature": {"json": json.dumps({"x": {"type": foreign, "content": {}}})}}
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["shapes", "shapes:1.0.0", "Shapes"])
+def test_features_of_other_modules_are_not_imported(tmp_path, foreign, spoil, name):
+    features = prepare(tmp_path / "data", {"train": map(example, range(10))}) / "features.json"
+    content = features.read_text()
+    features.write_text(spoil(content, foreign))
+    assert features.read_text() != content
+    with pytest.raises(UsageError) as caught:
+        prepared.load(name, tmp_path / "data")
+    assert str(caught.value).startswith(
+        f"{features} names 'foreign_features.Feature', which is not a feature of tensorflow-datasets"
+    )
+    assert "foreign_features" not in sys.modules
+
+
+def test_features_elsewhere_are_not_read(tmp_path, foreign):
+    folder = prepare(tmp_path / "data", {"train": map(example, range(10))})
+    features = folder / "features.json"
+    features.write_text(features.read_text().replace(IMAGE, foreign))
+    folder.rename(tmp_path / "1.0.0")
+    (tmp_path / "data" / "shapes" / "1.0.0").symlink_to(tmp_path / "1.0.0")
+    with pytest.raises(UsageError, match=r"names 'foreign_features\.Feature'"):
+        prepared.load("shapes", tmp_path / "data")
+    (tmp_path / "data" / "shapes" / "1.0.0").unlink()
+    (tmp_path / "data" / "shapes" / ".config").mkdir()
+    (tmp_path / "data" / "shapes" / ".config" / "metadata.json").write_text('{"default_config_name": "../.."}')
+    with pytest.raises(UsageError, match=r"'../..' is not the name of a configuration; prepare it again"):
+        prepared.load("shapes", tmp_path / "data")
+    assert "foreign_features" not in sys.modules
+
+
+def test_a_module_that_made_a_data_set_is_not_imported(tmp_path, foreign):
+    info = prepare(tmp_path / "data", {"train": map(example, range(10))}) / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"moduleName": "foreign_features"}))
+    assert len(prepared.load("shapes", tmp_path / "data").train) == 8
+    assert "foreign_features" not in sys.modules
+
+
+@pytest.mark.parametrize("content", ["", "[", "[" * 100_000, "\xff", '{"a": ' * 50_000])
+def test_features_that_cannot_be_read(tmp_path, content):
+    features = prepare(tmp_path, {"train": map(example, range(10))}) / "features.json"
+    features.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UsageError) as caught:
+        prepared.load("shapes", tmp_path)
+    assert str(caught.value).startswith("tfds:shapes cannot be ")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../shapes", "/etc/passwd", "shapes/../../etc", "huggingface:shapes", "shapes/data_dir=elsewhere", "", "a\n"],
+)
+def test_names_of_another_form(tmp_path, name):
+    with pytest.raises(
+        UsageError, match="cannot be used: give tfds:NAME, tfds:NAME/CONFIGURATION or tfds:NAME:VERSION"
+    ):
+        prepared.load(name, tmp_path)

@@ -4,7 +4,9 @@ import contextlib
 import importlib.util
 import io
 import itertools
+import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cnn_jax import files
 from cnn_jax.data.dataset import Dataset, Split
 from cnn_jax.data.holdout import hold_out
 from cnn_jax.errors import CnnJaxError, UsageError, suggest
@@ -20,6 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tensorflow_datasets.core import DatasetBuilder
+
+NAME = re.compile(r"[a-zA-Z]\w*(/[\w+-][\w+.-]*)?(:[\d*]+(\.[\d*]+){2})?", re.ASCII)
+"""``name/configuration:version``; tensorflow-datasets also takes namespaces, by which it runs code from elsewhere."""
+
+MAX_FEATURES_BYTES = 1 << 24
+"""Of a ``features.json``; those of the catalogue have some thousands."""
 
 PIECE = 1000
 """Examples read at once: faster than one by one, and few enough to notice early that images differ in size."""
@@ -42,9 +51,12 @@ def load(name: str, directory: Path) -> Dataset:
         UsageError: no such data set, not one of equally large classified images, or not readable here.
         CnnJaxError: preparing it failed.
     """
+    if not NAME.fullmatch(name):
+        raise UsageError(f"tfds:{name} cannot be used: give tfds:NAME, tfds:NAME/CONFIGURATION or tfds:NAME:VERSION")
     import tensorflow_datasets as tfds
 
     with _quiet():
+        _check_features(name, directory)
         builder = _builder(name, directory)
         image, label = _features(builder, name)
         if not builder.is_prepared():
@@ -79,6 +91,65 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _check_features(name: str, directory: Path) -> None:
+    """Refuse prepared data sets whose features are not tensorflow-datasets' own: it would import, and so run, anything.
+
+    Those of all configurations and versions are checked, since which of them is meant is for it to say.
+
+    Raises:
+        UsageError: a file names such a feature, or cannot be read.
+    """
+    from tensorflow_datasets.core.naming import camelcase_to_snakecase
+
+    folder = directory / camelcase_to_snakecase(re.split("[/:]", name)[0])
+    try:
+        default = json.loads(_text(folder / ".config" / "metadata.json") or "{}").get("default_config_name")
+        if default and not NAME.fullmatch(f"a/{default}"):
+            raise ValueError(f"{default!r} is not the name of a configuration")
+        versions = _subfolders(folder)
+        versions += itertools.chain.from_iterable(map(_subfolders, versions))  # those of configurations
+        for path in (version / "features.json" for version in versions):
+            for feature in _feature_types(json.loads(_text(path) or "{}")):
+                if not str(feature).startswith("tensorflow_datasets."):
+                    raise UsageError(
+                        f"{path} names {str(feature)[:100]!r}, which is not a feature of tensorflow-datasets: it would "
+                        "be run as a program; prepare the data set again with features of tensorflow-datasets"
+                    )
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise UsageError(f"tfds:{name} cannot be read from {folder}: {_first_line(error)}; prepare it again") from None
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _text(path: Path) -> str | None:
+    try:
+        with files.open_data(path, MAX_FEATURES_BYTES) as file:
+            return file.read(MAX_FEATURES_BYTES).decode()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _feature_types(content: object) -> Iterator[object]:
+    """Everything that tensorflow-datasets may take for the name of a feature's class."""
+    remaining = [content]
+    while remaining:
+        match remaining.pop():
+            case dict() as mapping:
+                for key, value in mapping.items():
+                    # In the older form it is called "type", as a feature itself may be.
+                    if key in ("pythonClassName", "python_class_name") or (key == "type" and isinstance(value, str)):
+                        yield value
+                    elif key in ("json", "content") and isinstance(value, str):
+                        with contextlib.suppress(ValueError):  # what is no JSON is not read as such
+                            remaining.append(json.loads(value))
+                    else:
+                        remaining.append(value)
+            case list() as items:
+                remaining.extend(items)
 
 
 def _builder(name: str, directory: Path) -> "DatasetBuilder":
