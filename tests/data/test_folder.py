@@ -1,13 +1,13 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import logging
 import os
 import sys
 import tempfile
 import warnings
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,12 @@ def put(root, name, image, **options):
     else:
         (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
     return path
+
+
+def encoded(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def grey(value, size=(4, 3)):
@@ -232,15 +238,18 @@ def spoilt(root):
 
 
 def test_unreadable_files_are_named(spoilt):
+    assert refusal(spoilt) == (
+        f"cannot read {spoilt / 'b' / 'folder'}: not a regular file; remove it or use --skip-unreadable"
+    )
+    (spoilt / "b" / "folder").rename(spoilt / ".folder")
     for name, wrong in {
-        "b/folder": "is not a file",
         "a/text.png": "is not a PNG, JPEG, WebP or BMP image",
         "b/annotation.txt": "is not a PNG, JPEG, WebP or BMP image",
         "a/truncated.png": "cannot be decoded: ",
     }.items():
         message = refusal(spoilt)
         assert message.startswith(f"{spoilt / name} {wrong}")
-        assert message.endswith("; remove it, or leave out what cannot be read by --skip-unreadable")
+        assert message.endswith("; remove it or use --skip-unreadable")
         (spoilt / name).rename(spoilt / f".{name.replace('/', '-')}")
     assert len(load(spoilt).train) == 8
 
@@ -256,7 +265,9 @@ def test_unreadable_files_are_left_out_and_counted_each_time(spoilt, caplog):
             f"{spoilt / 'a' / 'text.png'}"
         )
         caplog.clear()
-    assert "b/folder is not a file" in refusal(spoilt)  # what was kept of the one setting is not used for the other
+    assert "b/folder: not a regular file" in refusal(
+        spoilt
+    )  # what was kept of the one setting is not used for the other
 
 
 def test_nothing_left_of_a_class(root, caplog):
@@ -286,10 +297,10 @@ def test_a_bomb(root):
 def test_names_that_a_terminal_would_obey(root):
     put_split(root, {".": {"a": 2, "b": 2}})
     put(root, "b/\x1b[31m\nred.png", b"text")
-    assert r"b/\x1b[31m\nred.png' is not a PNG" in refusal(root)
+    assert r"b/\x1b[31m\nred.png is not a PNG" in refusal(root)
     (root / "c\n").mkdir()
     put(root, "c\n/0.png", grey(0))
-    assert refusal(root) == f"{root}: 'c\\n' cannot be printed as a class's name: rename the folder"
+    assert refusal(root) == rf"{root}: c\n cannot be printed as a class's name: rename the folder"
 
 
 @contextlib.contextmanager
@@ -312,7 +323,7 @@ def test_no_permission():
         load(root)  # so that all is imported, which perhaps lies where root alone can read
         (root / "a" / "001.png").chmod(0)
         with unprivileged():
-            assert refusal(root).startswith(f"cannot read {root}/a/001.png: Permission denied; remove it, or leave")
+            assert refusal(root).startswith(f"cannot read {root}/a/001.png: Permission denied; remove it or use")
         for mode in (0o000, 0o444):
             (root / "b").chmod(mode)
             with unprivileged():
@@ -333,7 +344,7 @@ def test_no_folder(tmp_path, path, wrong):
 
 
 def test_nobodys_home():
-    assert refusal("~nobody-of-this-name/x").startswith("~nobody-of-this-name/x lies in nobody's home directory")
+    assert refusal("~nobody-of-this-name/x").startswith("the home directory in ~nobody-of-this-name/x is unknown: ")
 
 
 @pytest.mark.parametrize("name", ["folder:", "folder"])
@@ -403,7 +414,9 @@ def decoded(monkeypatch):
     """The files that are decoded from now on."""
     paths = []
     read = folder.read_image
-    monkeypatch.setattr(folder, "read_image", lambda path, **options: paths.append(path) or read(path, **options))
+    monkeypatch.setattr(
+        folder, "read_image", lambda path, *args, **options: paths.append(path) or read(path, *args, **options)
+    )
     return paths
 
 
@@ -516,14 +529,88 @@ def test_a_full_disk_leaves_nothing_behind(root, monkeypatch):
     assert list((user_cache() / "folders").iterdir()) == []
 
 
-def test_many_at_once_leave_one_whole_file(kept):
-    _, cache = kept
-    images, readable = GOOD["images"], GOOD["readable"]
-    with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(lambda _: folder._keep(cache, images, readable), range(40)):
-            assert all(path == cache for path in cache.parent.iterdir() if not path.name.startswith("."))
-            assert folder._cached(cache, 6)
-    assert list(cache.parent.iterdir()) == [cache]
+def test_a_cache_that_others_can_write_to_is_not_used(kept, decoded):
+    root, cache = kept
+    load(root)
+    assert decoded == []
+    cache.parent.chmod(0o777)
+    load(root)
+    assert len(decoded) == 6
+
+
+@pytest.fixture(scope="module")
+def open_events():
+    """A list of functions that are called with each path that is opened, before it is."""
+    functions = []
+
+    def hook(event, args):
+        if event == "open" and functions:
+            for function in functions:
+                function(str(args[0]))
+
+    sys.addaudithook(hook)  # which cannot be removed again
+    return functions
+
+
+@pytest.fixture
+def before_opening(open_events):
+    """Has something done when a file is about to be opened for the ``count``-th time."""
+
+    def before(path, count, action):
+        times = itertools.count(1)
+        open_events.append(lambda opened: opened == str(path) and next(times) == count and action())
+
+    yield before
+    open_events.clear()
+
+
+@pytest.mark.parametrize("settings", [{"image_size": (4, 3), "channels": 1}, {}])
+def test_what_changes_between_hashing_and_decoding_is_not_kept(root, before_opening, settings):
+    put_split(root, {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
+    path = root / "train" / "b" / "001.png"
+    content = path.read_bytes()
+    status = path.stat()
+
+    def change():
+        with path.open("r+b") as file:
+            file.write(encoded(grey(200)))
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    before_opening(path, 2 if settings else 4, change)
+    assert numbers(load(root, **settings).train) == [0, 1, 2, 200]
+    path.write_bytes(content)
+    assert numbers(load(root, **settings).train) == [0, 1, 2, 3]
+    put(root, path, grey(200))
+    assert numbers(load(root, **settings).train) == [0, 1, 2, 200]
+
+
+def test_what_becomes_readable_meanwhile_is_not_kept(root, before_opening):
+    put_split(root, {".": {"a": 3, "b": 3}})
+    path = root / "a" / "001.png"
+    path.rename(root / "aside")
+    path.mkdir()
+
+    def mend():
+        path.rmdir()
+        (root / "aside").rename(path)
+
+    settings = {"image_size": (4, 3), "channels": 1, "skip_unreadable": True}
+    before_opening(path, 2, mend)
+    load(root, **settings)
+    path.rename(root / "aside")
+    path.mkdir()
+    dataset = load(root, **settings)
+    assert sorted(numbers(dataset.train) + numbers(dataset.test)) == [0, 2, 3, 4, 5]
+
+
+def test_a_pipe_or_a_huge_file_is_left_out(root):
+    put_split(root, {".": {"a": 2, "b": 2}})
+    os.mkfifo(root / "a" / "pipe.png")
+    with (root / "b" / "huge.png").open("wb") as file:
+        file.truncate(200 * 10**9)
+    assert "pipe.png: not a regular file; remove it or use --skip-unreadable" in refusal(root)
+    dataset = load(root, skip_unreadable=True)
+    assert sorted(numbers(dataset.train) + numbers(dataset.test)) == [0, 1, 2, 3]
 
 
 # What is seen meanwhile

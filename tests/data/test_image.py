@@ -3,6 +3,7 @@ import os
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from cnn_jax.data.image import LONGEST_SIDE, MOST_PIXELS, image_size, is_colour, quiet, read_image, shown
+from cnn_jax.data import image
+from cnn_jax.data.image import LONGEST_SIDE, MAX_FILE_BYTES, MOST_PIXELS, image_size, is_colour, quiet, read_image
+from cnn_jax.data.memory import MemoryBudget
 from cnn_jax.errors import UsageError
 
 RNG = np.random.default_rng(0)
@@ -360,12 +363,18 @@ def test_just_not_too_large():
 
 def test_what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.write(encoded(GREY))
+        file.truncate(200 * 10**9)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name, wrong in {
         "missing": "cannot read {}: No such file or directory",
         "loop": "cannot read {}: Too many levels of symbolic links",
-        "pipe": "{} is not a file",
-        ".": "{} is not a file",
+        "pipe": "cannot read {}: not a regular file",
+        "device": "cannot read {}: not a regular file",
+        "sparse": f"cannot read {{}}: larger than {MAX_FILE_BYTES} bytes",
+        ".": "cannot read {}: not a regular file",
     }.items():
         for message in refusals(tmp_path / name):
             assert message == wrong.format(tmp_path / name)
@@ -375,8 +384,56 @@ def test_names_that_a_terminal_would_obey(tmp_path):
     path = tmp_path / "a\n\x1b[31m\udcff.png"
     path.write_bytes(b"text")
     for message in refusals(path):
-        assert r"a\n\x1b[31m\udcff.png' is not a PNG" in message
-    assert shown("Größe 大.png") == "Größe 大.png"
+        assert message == rf"{tmp_path}/a\n\x1b[31m\udcff.png is not a PNG, JPEG, WebP or BMP image"
+
+
+@pytest.mark.parametrize(
+    ("content", "reserved"),
+    [
+        (encoded(np.zeros((300, 400), np.uint8), "PNG"), 300 * 400 * image.BYTES_PER_PIXEL),
+        (encoded(np.zeros((300, 400, 3), np.uint8), "WEBP"), 300 * 400 * image.BYTES_PER_PIXEL),
+        # At an eighth of its size; but its coefficients are kept at the whole, of a progressive one.
+        (
+            encoded(np.zeros((320, 400, 3), np.uint8), "JPEG", progressive=True),
+            40 * 50 * image.BYTES_PER_PIXEL + 320 * 400 * 3 * 2,
+        ),
+    ],
+)
+def test_memory_is_reserved_for_decoding(monkeypatch, content, reserved):
+    monkeypatch.setattr(image, "DECODING", budget := MemoryBudget(10**9))
+    read(content, (8, 8))
+    assert budget.peak == reserved + 8 * 8 * image.BYTES_PER_PIXEL
+
+
+def test_images_decoded_side_by_side_stay_within_the_memory(monkeypatch, tmp_path):
+    (tmp_path / "x.webp").write_bytes(encoded(Image.new("RGB", (500, 400)), "WEBP", method=0))
+    (tmp_path / "x.png").write_bytes(encoded(Image.new("RGB", (500, 400))))
+    total = 5 * 500 * 400 * image.BYTES_PER_PIXEL // 2
+    monkeypatch.setattr(image, "DECODING", budget := MemoryBudget(total))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: read_image(tmp_path / name, (8, 8), 3), ["x.webp", "x.png"] * 20))
+        assert total // 3 < budget.peak <= total
+        # In a PNG that is not square the orientation may follow the pixels.
+        monkeypatch.setattr(image, "DECODING", budget := MemoryBudget(total))
+        assert set(pool.map(lambda name: image_size(tmp_path / name), ["x.webp", "x.png"] * 20)) == {(400, 500)}
+        assert total // 3 < budget.peak <= total
+
+
+def test_on_read_is_given_what_is_decoded(tmp_path):
+    content = encoded(COLOUR)
+    seen = []
+    np.testing.assert_array_equal(read_image(io.BytesIO(content), (5, 7), 3, on_read=seen.append), COLOUR)
+    (tmp_path / "x").write_bytes(b"text")
+    with pytest.raises(UsageError):
+        read_image(tmp_path / "x", (5, 7), 3, on_read=seen.append)
+    assert seen == [content, b"text"]
+
+
+def test_letters_of_other_languages_stay_as_they_are(tmp_path):
+    path = tmp_path / "Größe 大.png"
+    path.write_bytes(b"text")
+    for message in refusals(path):
+        assert message.startswith(f"{path} is not a PNG")
 
 
 def test_an_open_file_without_a_name():

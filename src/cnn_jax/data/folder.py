@@ -1,23 +1,21 @@
 """A data set of one's own: a folder of image files for each class."""
 
-import contextlib
 import hashlib
 import itertools
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
 from cnn_jax.config import Config
+from cnn_jax.data.cache import ImageCache
 from cnn_jax.data.dataset import Dataset, Split
 from cnn_jax.data.holdout import hold_out_of_each_class
-from cnn_jax.data.image import image_size, is_colour, opened, quiet, read_image, shown
+from cnn_jax.data.image import image_size, is_colour, opened, quiet, read_image
 from cnn_jax.errors import UsageError
 from cnn_jax.files import expanded, user_cache
 
@@ -87,7 +85,7 @@ def _parts(root: Path) -> list[Path]:
     if len(there) == 1 and _folders(there[0]):  # with images in it, it is a class that is called so
         (missing,) = set(PARTS) - {there[0].name}
         raise UsageError(
-            f"{shown(root)} has {there[0].name}/ and no {missing}/: add it, or give folder:{shown(there[0])} to have "
+            f"{root} has {there[0].name}/ and no {missing}/: add it, or give folder:{there[0]} to have "
             "a fifth held out to test"
         )
     return there if len(there) == 2 else [root]
@@ -98,17 +96,17 @@ def _class_names(root: Path, parts: Sequence[Path]) -> tuple[str, ...]:
     for one, other in itertools.permutations(range(len(parts)), 2):
         if lacking := [name for name in names[one] if name not in names[other]]:
             raise UsageError(
-                f"the classes in {shown(parts[one])} and {shown(parts[other])} must be the same: {_few(lacking)} "
+                f"the classes in {parts[one]} and {parts[other]} must be the same: {_few(lacking)} "
                 f"{'is' if len(lacking) == 1 else 'are'} in {parts[one].name}/ alone"
             )
     if len(names[0]) < 2:
         found = f"holds one class alone, {_few(names[0])}" if names[0] else "holds no folders of images"
         raise UsageError(
-            f"{shown(root)} {found}: two or more are needed, each in a folder of its name, or in such folders in "
+            f"{root} {found}: two or more are needed, each in a folder of its name, or in such folders in "
             "train/ and in test/"
         )
     if unprintable := [name for name in names[0] if not name.isprintable()]:
-        raise UsageError(f"{shown(root)}: {_few(unprintable)} cannot be printed as a class's name: rename the folder")
+        raise UsageError(f"{root}: {_few(unprintable)} cannot be printed as a class's name: rename the folder")
     return tuple(names[0])
 
 
@@ -129,18 +127,18 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _unreadable(folder: Path, error: OSError) -> UsageError:
-    return UsageError(f"cannot read the folder {shown(folder)}: {error.strerror}; give another as folder:PATH")
+    return UsageError(f"cannot read the folder {folder}: {error.strerror}; give another as folder:PATH")
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join([*map(shown, names[:3]), *(["..."] if len(names) > 3 else [])])
+    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
 def _check_counts(folders: Sequence[Path], counts: Iterable[int], least: int) -> None:
     for folder, count in zip(folders, counts, strict=True):
         if count < least:
             raise UsageError(
-                f"{shown(folder)} holds too few images that can be read, {count}: every class needs at least {least}"
+                f"{folder} holds too few images that can be read, {count}: every class needs at least {least}"
                 + (", one of them to be held out to test" if least == 2 else "")
             )
 
@@ -151,74 +149,59 @@ def _images(root: Path, paths: Sequence[Path], config: Config) -> tuple[np.ndarr
     Returns:
         images uint8 ``[N, H, W, C]``; and for each file whether it is among them.
     """
-    cache = user_cache() / "folders" / f"{_fingerprint(root, paths, config)}.npy"
-    found = _cached(cache, len(paths))
+    cache = ImageCache(user_cache() / "folders")
+    sums = _sums(paths, config)
+    fingerprint = _fingerprint(root, paths, sums, config)
+    found = cache.get(fingerprint, len(paths))
     if found is None:
-        found = _decoded(root, paths, config)
-        _keep(cache, *found)
+        *found, decoded_sums = _decoded(root, paths, config)
+        if decoded_sums == sums:  # or a file was changed meanwhile, and the fingerprint is not of what was decoded
+            cache.put(fingerprint, *found)
     images, readable = found
     if left_out := [path for path, kept in zip(paths, readable, strict=True) if not kept]:
         logger.warning(
             "left out %d of the %d files of %s, which cannot be read as images, the first of them %s",
             len(left_out),
             len(paths),
-            shown(root),
-            shown(left_out[0]),
+            root,
+            left_out[0],
         )
     return images, readable
 
 
-def _fingerprint(root: Path, paths: Sequence[Path], config: Config) -> str:
+def _sums(paths: Sequence[Path], config: Config) -> dict[Path, bytes]:
+    """The SHA-256 digest of each file; of one that cannot be read, that of an empty file."""
+    sums = {}
+
+    def add(path: Path) -> None:
+        # As hashlib.file_digest does, whose buffer takes longer to make than a small file to hash.
+        sha256 = hashlib.sha256()
+        sums[path] = sha256.digest()
+        with opened(path) as file:
+            left = os.fstat(file.fileno()).st_size  # a file in /proc may have no end
+            while piece := file.read(min(PIECE, left)):
+                sha256.update(piece)
+                left -= len(piece)
+        sums[path] = sha256.digest()
+
+    for _ in _in_parallel(add, paths, config, "reading images"):
+        pass
+    return sums
+
+
+def _fingerprint(root: Path, paths: Sequence[Path], sums: Mapping[Path, bytes], config: Config) -> str:
     """A name for all that determines the arrays."""
     import PIL
 
     settings = (FORMAT, PIL.__version__, config.image_size, config.channels, config.skip_unreadable)
     sha256 = hashlib.sha256(repr(settings).encode())
-    for path, content in zip(paths, _in_parallel(_sha256, paths, config, "reading images"), strict=True):
-        sha256.update(os.fsencode(path.relative_to(root)) + b"\0" + (content or b"unreadable") + b"\0")
+    for path in paths:
+        sha256.update(os.fsencode(path.relative_to(root)) + b"\0" + sums[path])
     return sha256.hexdigest()
 
 
-def _sha256(path: Path) -> bytes:
-    # As hashlib.file_digest does, whose buffer takes longer to make than a small file to hash.
-    sha256 = hashlib.sha256()
-    with opened(path) as file:
-        while piece := file.read(PIECE):
-            sha256.update(piece)
-    return sha256.hexdigest().encode()
-
-
-def _cached(cache: Path, num_files: int) -> tuple[np.ndarray, np.ndarray] | None:
-    try:
-        with cache.open("rb") as file:
-            images, readable, found_sum = (np.load(file, allow_pickle=False) for _ in range(3))
-        whole = np.array_equal(found_sum, _sum(images, readable))
-        fitting = (readable.dtype, readable.shape, images.dtype, images.ndim) == (bool, (num_files,), np.uint8, 4)
-        return (images, readable) if whole and fitting and len(images) == readable.sum() else None
-    except Exception:  # whatever a damaged file leads to, or one that is not there
-        return None
-
-
-def _keep(cache: Path, images: np.ndarray, readable: np.ndarray) -> None:
-    """Write the arrays down, whole or not at all: what cannot be kept is decoded again."""
-    with contextlib.suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=cache.parent, ignore_cleanup_errors=True) as beside:
-            unfinished = Path(beside, cache.name)
-            # One after the other, not by numpy.savez: zipfile complains of a full disk even where nobody minds.
-            with unfinished.open("wb") as file:
-                for array in (images, readable, _sum(images, readable)):
-                    np.save(file, array)
-            unfinished.replace(cache)
-
-
-def _sum(images: np.ndarray, readable: np.ndarray) -> np.ndarray:
-    sha256 = hashlib.sha256(images)
-    sha256.update(readable)
-    return np.frombuffer(sha256.digest(), np.uint8)
-
-
-def _decoded(root: Path, paths: Sequence[Path], config: Config) -> tuple[np.ndarray, np.ndarray]:
+def _decoded(root: Path, paths: Sequence[Path], config: Config) -> tuple[np.ndarray, np.ndarray, dict[Path, bytes]]:
+    """As ``_images`` returns, and the SHA-256 digest of the bytes that were decoded of each file."""
     size = config.image_size or _common_size(root, paths, config)
     channels = config.channels or (3 if any(_in_parallel(is_colour, paths, config, "looking for colours")) else 1)
     shape = (len(paths), *size, channels)
@@ -226,18 +209,26 @@ def _decoded(root: Path, paths: Sequence[Path], config: Config) -> tuple[np.ndar
         images = np.empty(shape, np.uint8)
     except MemoryError:
         raise UsageError(
-            f"the images of {shown(root)} are {'x'.join(map(str, shape))} bytes, for which there is no memory: give a "
+            f"the images of {root} are {'x'.join(map(str, shape))} bytes, for which there is no memory: give a "
             "smaller --image-size"
         ) from None
     readable = np.zeros(len(paths), bool)
     kept = 0
-    read = partial(read_image, size=size, channels=channels)
+    sums = {}
+
+    def read(path: Path) -> np.ndarray:
+        sha256 = hashlib.sha256()
+        try:
+            return read_image(path, size, channels, on_read=sha256.update)
+        finally:
+            sums[path] = sha256.digest()
+
     for index, image in enumerate(_in_parallel(read, paths, config, "decoding images")):
         if image is not None:
             images[kept] = image
             readable[index] = True
             kept += 1
-    return images[:kept], readable
+    return images[:kept], readable, sums
 
 
 def _common_size(root: Path, paths: Sequence[Path], config: Config) -> tuple[int, int]:
@@ -246,14 +237,14 @@ def _common_size(root: Path, paths: Sequence[Path], config: Config) -> tuple[int
         if size is not None:
             examples.setdefault(size, path)
     if not examples:
-        raise UsageError(f"none of the {len(paths)} files of {shown(root)} can be read as an image")
+        raise UsageError(f"none of the {len(paths)} files of {root} can be read as an image")
     if len(examples) > 1:
         one, other = (
-            f"{height}x{width} ({shown(path.relative_to(root))})"
+            f"{height}x{width} ({path.relative_to(root)})"
             for (height, width), path in itertools.islice(examples.items(), 2)
         )
         raise UsageError(
-            f"the images of {shown(root)} differ in height and width, such as {one} and {other}: give what to bring "
+            f"the images of {root} differ in height and width, such as {one} and {other}: give what to bring "
             "them to, such as --image-size 64 64"
         )
     return next(iter(examples))
@@ -270,7 +261,7 @@ def _in_parallel(
         except UsageError as error:
             if config.skip_unreadable:
                 return None
-            raise UsageError(f"{error}; remove it, or leave out what cannot be read by --skip-unreadable") from None
+            raise UsageError(f"{error}; remove it or use --skip-unreadable") from None
 
     batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
     with quiet(), ThreadPoolExecutor() as pool:

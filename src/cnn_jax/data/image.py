@@ -1,15 +1,19 @@
 """An image file, of whatever size and kind, as an array of the form that a network takes."""
 
 import contextlib
-import stat
+import io
+import math
+import os
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from cnn_jax import files
+from cnn_jax.data.memory import MemoryBudget
 from cnn_jax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,8 +22,20 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """Pillow's names of the decoders that files are given to; the other forty are never tried."""
 
+MAX_FILE_BYTES = 1 << 28
+"""Of an image file: 268 million, enough for any that is not stored without compression."""
+
 MOST_PIXELS = 1 << 26
-"""Of an image: 67 million, whose decoding takes 0.3 to 1 GB. Pillow's own limits are above."""
+"""Of an image: 67 million, whose decoding takes 0.5 to 1.3 GB. Pillow's own limits are above."""
+
+BYTES_PER_PIXEL = 20
+"""That decoding was seen to take at most, of a WebP with transparency; a PNG takes 8 to 12."""
+
+READING = MemoryBudget(MAX_FILE_BYTES)
+"""For the files that are open at one time: some decoders read them whole."""
+
+DECODING = MemoryBudget(MOST_PIXELS * BYTES_PER_PIXEL)
+"""For the images that are decoded at one time, 1.3 GB: a tiny file may hold the largest image."""
 
 LONGEST_SIDE = (1 << 16) - 1
 """Pixels, JPEG's own limit. What resizing needs besides the image grows with the side, not with the area."""
@@ -31,7 +47,9 @@ ORIENTATION = 0x0112
 """EXIF's tag (CIPA DC-008) that says how the stored rows and columns are to be turned for showing."""
 
 
-def read_image(source: Path | IO[bytes], size: tuple[int, int], channels: int) -> np.ndarray:
+def read_image(
+    source: Path | IO[bytes], size: tuple[int, int], channels: int, on_read: Callable[[bytes], object] | None = None
+) -> np.ndarray:
     """Decode an image, as a person would see it, and bring it to a size.
 
     It is turned as its EXIF data say, what is transparent is laid on white, 16 bits become the upper 8, and of an
@@ -43,6 +61,7 @@ def read_image(source: Path | IO[bytes], size: tuple[int, int], channels: int) -
         source: a PNG, JPEG, WebP or BMP file, told by its content; or such a file opened for reading bytes.
         size: height and width.
         channels: 1 for grey, 3 for red, green and blue.
+        on_read: is given the bytes that are decoded: another process may be changing the file.
 
     Returns:
         uint8 ``[H, W, channels]``.
@@ -52,16 +71,18 @@ def read_image(source: Path | IO[bytes], size: tuple[int, int], channels: int) -
     """
     from PIL import Image
 
-    with _opened_image(source) as image:
+    with _opened_image(source, on_read) as image:
+        coefficients = _coefficient_bytes(image)
         # A JPEG of several times the size is decoded at half, a quarter or an eighth of its own: several times faster.
         image.draft(None, (2 * max(size),) * 2)
-        # Before asking for the orientation, for which Pillow decodes some files and would keep quiet about a failure.
-        image.load()
-        orientation = _orientation(image)
-        lying = orientation > 4
-        rows, columns = reversed(size) if lying else size
-        flat = _on_white(image).convert("L" if channels == 1 else "RGB")
-        pixels = np.asarray(flat.resize((columns, rows), Image.Resampling.BICUBIC))
+        with DECODING.reserve(coefficients + BYTES_PER_PIXEL * (math.prod(image.size) + math.prod(size))):
+            # Before asking for the orientation, for which Pillow decodes some files and keeps quiet about a failure.
+            image.load()
+            orientation = _orientation(image)
+            lying = orientation > 4
+            rows, columns = reversed(size) if lying else size
+            flat = _on_white(image).convert("L" if channels == 1 else "RGB")
+            pixels = np.asarray(flat.resize((columns, rows), Image.Resampling.BICUBIC))
     pixels = pixels.reshape(rows, columns, channels)
     if lying:
         pixels = pixels.swapaxes(0, 1)
@@ -74,8 +95,11 @@ def image_size(source: Path | IO[bytes]) -> tuple[int, int]:
     """Height and width of an image as it is seen, hardly ever decoding it for that. Raises as ``read_image`` does."""
     with _opened_image(source) as image:
         width, height = image.size
-        # In a PNG the orientation may come after the pixels.
-        return (width, height) if width != height and _orientation(image) > 4 else (height, width)
+        if width == height:
+            return height, width
+        # In a PNG the orientation may come after the pixels, so that Pillow decodes it.
+        with DECODING.reserve(BYTES_PER_PIXEL * width * height) if image.format == "PNG" else contextlib.nullcontext():
+            return (width, height) if _orientation(image) > 4 else (height, width)
 
 
 def is_colour(source: Path | IO[bytes]) -> bool:
@@ -97,38 +121,39 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[IO[bytes]]:
-    """A file to read bytes from.
+    """A file of images, open for reading bytes.
 
     Raises:
-        UsageError: it cannot be read, or is none: a directory, or a pipe that one might wait for without end.
+        UsageError: it cannot be read, is not a regular file, or is larger than ``MAX_FILE_BYTES``.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UsageError(f"{shown(path)} is not a file")
-        with path.open("rb") as file:
+        with files.open_data(path, MAX_FILE_BYTES) as file:
             yield file
     except OSError as error:
-        raise UsageError(f"cannot read {shown(path)}: {error.strerror}") from None
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:  # for which Python has no OSError
-        raise UsageError(f"cannot read {shown(path)}: there is a zero byte in its name") from None
-
-
-def shown(name: str | Path) -> str:
-    """A name as a message gives it: on one line, and with nothing in it that a terminal would obey."""
-    text = str(name)
-    return text if text.isprintable() else repr(text)
+        raise UsageError(f"cannot read {path}: there is a zero byte in its name") from None
 
 
 @contextlib.contextmanager
-def _opened_image(source: Path | IO[bytes]) -> Iterator["Image.Image"]:
+def _opened_image(
+    source: Path | IO[bytes], on_read: Callable[[bytes], object] | None = None
+) -> Iterator["Image.Image"]:
     """An image whose header has been read; and whatever goes wrong while it is open, as a ``UsageError``."""
     from PIL import Image, UnidentifiedImageError
 
-    name = shown(source if isinstance(source, Path) else str(getattr(source, "name", "the image")))
+    name = source if isinstance(source, Path) else getattr(source, "name", "the image")
     limits = f"at most {MOST_PIXELS} pixels, and {LONGEST_SIDE} in a row or column, are read"
     with opened(source) if isinstance(source, Path) else contextlib.nullcontext(source) as file:
         try:
-            with Image.open(file, formats=FORMATS) as image:
+            num_bytes = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            with READING.reserve(num_bytes), contextlib.ExitStack() as stack:
+                if on_read:
+                    content = file.read(num_bytes)
+                    on_read(content)
+                    file = io.BytesIO(content)
+                image = stack.enter_context(Image.open(file, formats=FORMATS))
                 width, height = image.size
                 if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
                     raise UsageError(f"{name} is too large, {width}x{height} pixels: {limits}")
@@ -141,7 +166,12 @@ def _opened_image(source: Path | IO[bytes]) -> Iterator["Image.Image"]:
             raise UsageError(f"{name} is too large: {limits}") from None
         except Exception as error:  # each decoder has its own, and lets through Python's
             reason = textwrap.shorten(str(error), 100) or type(error).__name__
-            raise UsageError(f"{name} cannot be decoded: {shown(reason)}") from None
+            raise UsageError(f"{name} cannot be decoded: {reason}") from None
+
+
+def _coefficient_bytes(image: "Image.Image") -> int:
+    """What a JPEG takes besides its pixels at most: coefficients of its full size, if they come in several scans."""
+    return 2 * math.prod(image.size) * len(image.getbands()) if image.format in ("JPEG", "MPO") else 0
 
 
 def _orientation(image: "Image.Image") -> int:

@@ -1,0 +1,59 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cnn_jax.data.memory import MemoryBudget
+
+
+def test_the_sum_stays_within_the_total():
+    budget = MemoryBudget(100)
+    held = []
+
+    def work(num_bytes):
+        with budget.reserve(num_bytes):
+            held.append(num_bytes)
+            assert sum(held) <= 100 or held == [num_bytes]
+            threading.Event().wait(0.002)
+            held.remove(num_bytes)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [40, 30, 30, 100, 10, 250, 60, 50, 40, 90] * 5))
+    assert held == []
+    assert 40 < budget.peak <= 100
+
+
+def test_what_is_larger_than_the_total_is_alone():
+    budget = MemoryBudget(100)
+    with ThreadPoolExecutor(1) as pool:
+        with budget.reserve(1):
+            large = pool.submit(lambda: budget.reserve(1000).__enter__())
+            with pytest.raises(TimeoutError):
+                large.result(0.02)
+        large.result(5)
+
+
+def test_who_waits_for_much_is_not_overtaken():
+    budget = MemoryBudget(100)
+    order = []
+
+    def work(name, num_bytes):
+        with budget.reserve(num_bytes):
+            order.append(name)
+
+    with ThreadPoolExecutor(2) as pool, budget.reserve(60):
+        large = pool.submit(work, "large", 90)
+        while not large.running():
+            pass
+        threading.Event().wait(0.02)
+        small = pool.submit(work, "small", 10)
+        with pytest.raises(TimeoutError):
+            small.result(0.02)
+    assert order == ["large", "small"]
+
+
+def test_an_error_gives_back_what_was_reserved():
+    budget = MemoryBudget(100)
+    for _ in range(3):
+        with pytest.raises(KeyError), budget.reserve(80):
+            raise KeyError
