@@ -65,7 +65,7 @@ def stop_at(step):
 
 @pytest.mark.parametrize("asked", [0, 1, 2, 3, 5, 7])
 def test_stopped_anywhere_and_gone_on_with_is_the_same_to_the_bit(tmp_path, whole, small_data, asked):
-    with pytest.raises(StoppedError, match=r"stopped after step \d+: go on with python -m cnn_jax\.train --resume"):
+    with pytest.raises(StoppedError, match=r"stopped after step \d+: continue with python -m cnn_jax\.train --resume"):
         fit(CONFIG, tmp_path / "parts", stop_requested=stop_at(asked))
     fit(CONFIG, tmp_path / "parts", resume=True)
     assert_same_outcome(tmp_path / "parts", whole)
@@ -118,7 +118,7 @@ def test_the_older_checkpoint_is_used_where_the_newest_is_damaged(tmp_path, smal
     files = [newest / part] if part == "sha256sums" else [path for path in (newest / part).rglob("*") if path.is_file()]
     damage(max(files, key=lambda path: path.stat().st_size), how)
     assert load_run(tmp_path).state.step == 18
-    assert ("is damaged and left out" in caplog.text) == ((part, how) != ("sha256sums", "missing"))
+    assert ("is damaged and ignored" in caplog.text) == ((part, how) != ("sha256sums", "missing"))
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
@@ -135,7 +135,7 @@ def test_all_checkpoints_damaged_is_an_error(tmp_path, small_data):
     for sums in tmp_path.glob("checkpoints/*/sha256sums"):
         sums.write_text("no sums\n")
     for attempt in (lambda: load_run(tmp_path), lambda: fit(CONFIG, tmp_path, resume=True)):
-        with pytest.raises(CnnJaxError, match=r"every checkpoint in .* is damaged: train the run anew"):
+        with pytest.raises(CnnJaxError, match=r"every checkpoint in .* is damaged: start a new run"):
             attempt()
 
 
@@ -148,10 +148,10 @@ def test_sums_are_what_sha256sum_checks(tmp_path, small_data):
 
 
 def test_another_format_is_refused_by_name(tmp_path, small_data, monkeypatch):
-    monkeypatch.setattr("cnn_jax.fitting.FORMAT", 3)
+    monkeypatch.setattr("cnn_jax.fitting.FORMAT", 4)
     fit(CONFIG, tmp_path)
     monkeypatch.undo()
-    with pytest.raises(CnnJaxError, match="in format 3, and this one reads format 2: use the version that wrote it"):
+    with pytest.raises(CnnJaxError, match="in format 4, and this one reads format 3: use the version that wrote it"):
         load_run(tmp_path)
 
 
@@ -175,8 +175,24 @@ def test_the_last_update_of_an_epoch_is_checked_too(tmp_path, small_data, settin
 
 def test_a_start_cut_short_is_no_obstacle(tmp_path, small_data):
     (tmp_path / ".lock").touch()
-    (tmp_path / "checkpoints" / "0.orbax-checkpoint-tmp").mkdir(parents=True)
+    (tmp_path / ".tmp-0123456789abcdef-config.yaml").touch()
     assert len(fit(CONFIG, tmp_path).history) == 4
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("left", [[], ["0.orbax-checkpoint-tmp"], ["0"]])
+def test_killed_before_the_first_checkpoint_it_can_be_resumed(tmp_path, whole, small_data, left):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    shutil.copy(whole / "config.yaml", workdir)
+    for name in left:
+        (workdir / "checkpoints" / name).mkdir(parents=True)
+    with pytest.raises(UsageError, match="holds a run: continue it with --resume"):
+        fit(dataclasses.replace(CONFIG, seed=4), workdir)
+    with pytest.raises(UsageError, match="trained with other settings: seed was 3 and is now 4"):
+        fit(dataclasses.replace(CONFIG, seed=4), workdir, resume=True)
+    fit(CONFIG, workdir, resume=True)
+    assert_same_outcome(workdir, whole)
 
 
 def test_interrupted_while_compiling_it_can_be_gone_on_with(tmp_path, whole, small_data, monkeypatch):
@@ -192,7 +208,7 @@ def test_interrupted_while_compiling_it_can_be_gone_on_with(tmp_path, whole, sma
 def test_fewer_epochs_than_are_begun_is_refused(tmp_path, small_data):
     with pytest.raises(StoppedError):
         fit(CONFIG, tmp_path, stop_requested=stop_at(3))
-    with pytest.raises(UsageError, match="is in its epoch 2 already: give at least so many by --epochs"):
+    with pytest.raises(UsageError, match="is already in epoch 2: --epochs must be at least 2"):
         fit(dataclasses.replace(CONFIG, epochs=1), tmp_path, resume=True)
 
 
@@ -219,7 +235,7 @@ def test_a_directory_that_vanishes_is_one_error(tmp_path, small_data):
     def vanish(record):
         workdir.rename(tmp_path / "elsewhere")
 
-    with pytest.raises(CnnJaxError, match=r"cannot write .*(metrics\.jsonl|checkpoint).*: mend that, and go on"):
+    with pytest.raises(CnnJaxError, match=r"cannot write .*(metrics\.jsonl|checkpoint).*: fix this, then rerun"):
         fit(CONFIG, workdir, on_epoch=vanish)
 
 
@@ -250,7 +266,7 @@ def test_a_full_disk_is_one_error_and_what_was_saved_is_kept(tmp_path, whole, sm
             file.write(bytes(max(0, free - 20_000)))
 
     with pytest.raises(
-        CnnJaxError, match=r"cannot write .*No space left on device.*: mend that, and go on with --resume"
+        CnnJaxError, match=r"cannot write .*No space left on device.*: fix this, then rerun with --resume"
     ):
         fit(CONFIG, small_disk / "run", on_epoch=fill)
     shutil.move(small_disk / "run", tmp_path / "run")
@@ -285,7 +301,7 @@ def test_a_directory_that_turns_read_only_is_one_error_and_what_was_saved_is_kep
             subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
 
     with pytest.raises(
-        CnnJaxError, match=r"cannot write .*Read-only file system.*: mend that, and go on with --resume"
+        CnnJaxError, match=r"cannot write .*Read-only file system.*: fix this, then rerun with --resume"
     ):
         fit(CONFIG, small_disk / "run", on_epoch=turn_read_only)
     shutil.copytree(small_disk / "run", tmp_path / "run")
@@ -332,7 +348,9 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, uninterrupted, n
         _, err = process.communicate(timeout=60)
     assert time.monotonic() - began < 10
     assert process.returncode == status
-    assert re.search(rf"stopped after step \d+: go on with python -m cnn_jax.train --resume --workdir {workdir}\n", err)
+    assert re.search(
+        rf"stopped after step \d+: continue with python -m cnn_jax.train --resume --workdir {workdir}\n", err
+    )
     subprocess.run(command(workdir, "--resume"), check=True, capture_output=True)
     assert_same_outcome(workdir, uninterrupted)
 

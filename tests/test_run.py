@@ -123,7 +123,7 @@ def test_target_accuracy_stops_training(tmp_path):
 
 def test_a_directory_in_use_is_refused_and_kept(tmp_path):
     (tmp_path / "thesis.txt").write_text("chapter 1")
-    with pytest.raises(UsageError, match="exists and is no run directory: choose another --workdir"):
+    with pytest.raises(UsageError, match="exists and is not a run directory: choose another --workdir"):
         fit(CONFIG, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -135,8 +135,9 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
         fit(other, tmp_path, resume=True)
 
 
-def test_a_run_without_checkpoint_is_refused(tmp_path):
+def test_a_run_that_lost_its_checkpoints_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG.to_yaml())
+    (tmp_path / "metrics.jsonl").touch()  # written after the first checkpoint
     for attempt in (lambda: load_run(tmp_path), lambda: fit(CONFIG, tmp_path, resume=True)):
         with pytest.raises(UsageError, match="holds no checkpoint"):
             attempt()
@@ -258,5 +259,5 @@ def test_going_on_with_a_changed_data_set_is_refused(tmp_path, dataset, monkeypa
         dataclasses.replace(dataset, train=Split(dataset.train.images, labels)),
     ):
         monkeypatch.setattr(data, "load", lambda config, changed=changed: dataclasses.replace(changed, name="squares"))
-        with pytest.raises(UsageError, match=r"the data set is no more what the run in .* was trained on"):
+        with pytest.raises(UsageError, match=r"the dataset changed since the run in .* was trained"):
             fit(CONFIG, tmp_path, resume=True)

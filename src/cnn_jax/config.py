@@ -20,7 +20,7 @@ from cnn_jax.errors import UsageError, suggest
 
 PRESETS = resources.files("cnn_jax") / "configs"
 MAX_LENGTH = 100_000
-"""Characters of a config: no genuine one comes near."""
+"""Bytes of a config: no genuine one comes near."""
 
 MAX_NAME = 200
 """Characters of a model's name, and of a data set's that is no path."""
@@ -160,18 +160,32 @@ class Config:
                     f"no preset or file {str(source)!r}{suggest(str(source), presets)}; presets: {', '.join(presets)}"
                 )
         try:
-            with path.open(encoding="utf-8") as file:
-                text = file.read(MAX_LENGTH + 1)
-            values = yaml.load(text, _Loader) if len(text) <= MAX_LENGTH else None
+            with path.open("rb") as file:
+                content = file.read(MAX_LENGTH + 1)
         except OSError as error:
             raise UsageError(f"cannot read the config {source}: {error.strerror}") from None
+        return cls.from_yaml_content(content, str(source))
+
+    @classmethod
+    def from_yaml_content(cls, content: bytes, source: str) -> Self:
+        """The config in the content of a YAML file.
+
+        Args:
+            content: what the file holds, in UTF-8.
+            source: where it comes from, for the messages.
+
+        Raises:
+            UsageError: not YAML, or not a valid config.
+        """
+        try:
+            values = yaml.load(content.decode(), _Loader) if len(content) <= MAX_LENGTH else None
         # Besides its own errors the parser lets through whatever Python raises on a number, a date, a tag or a depth of
         # nesting that makes no sense.
         except Exception as error:
             raise UsageError(f"{source} is not a YAML file: {textwrap.shorten(str(error), 200)}") from None
         if not isinstance(values, dict):
             raise UsageError(f"{source} holds no settings: lines of the form 'epochs: 10' are expected")
-        return cls.from_mapping(values, str(source))
+        return cls.from_mapping(values, source)
 
     def to_yaml(self) -> str:
         """The config as YAML that ``from_yaml`` reads back to an equal one."""

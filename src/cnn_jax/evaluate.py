@@ -1,7 +1,6 @@
 """``python -m cnn_jax.evaluate RUN``: how good a trained network is, class by class."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from cnn_jax import cli
+from cnn_jax.errors import printable
 
 if TYPE_CHECKING:
     from cnn_jax.data import Dataset
@@ -49,7 +49,7 @@ def main(args: Sequence[str]) -> int:
     dataset = _load(run, flags)
     evaluation = run.evaluate(dataset)
     print(
-        f"dataset: {dataset.name} step: {int(run.state.step)} test_accuracy: {evaluation.accuracy:.4f} "
+        f"dataset: {printable(dataset.name)} step: {int(run.state.step)} test_accuracy: {evaluation.accuracy:.4f} "
         f"test_loss: {evaluation.loss:.4f} examples: {len(evaluation.labels)}\n"
     )
     print(class_table(evaluation.labels, evaluation.predictions, run.class_names))
@@ -83,4 +83,4 @@ def _load(run: "Run", flags: EvaluateFlags) -> "Dataset":
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.start(main)

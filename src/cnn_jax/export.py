@@ -1,7 +1,6 @@
 """``python -m cnn_jax.export RUN --format stablehlo``: a trained network in a form that other programs read."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from cnn_jax import cli
+from cnn_jax.errors import printable
 from cnn_jax.exporting import FILE_NAMES, Format
 
 
@@ -43,9 +43,9 @@ def main(args: Sequence[str]) -> int:
     if flags.data_dir is not None:
         run = dataclasses.replace(run, config=dataclasses.replace(run.config, data_dir=flags.data_dir))
     path = run.workdir / FILE_NAMES[flags.format] if flags.output is None else Path(flags.output)
-    print(f"{path}: {run.export(path, flags.format)}")
+    print(f"{printable(path)}: {run.export(path, flags.format)}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.start(main)

@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from cnn_jax.config import Config
 from cnn_jax.data import Dataset, ground
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.files import expanded
-from cnn_jax.meta import FORMAT, Meta, check_meta, history_of
+from cnn_jax.meta import FORMAT, Meta, check_meta, config_of, history_of
 from cnn_jax.report import page, plots, tensorboard
-from cnn_jax.run import Run, make_run
-from cnn_jax.training.checkpoint import CheckpointWriter, restore
+from cnn_jax.run import Run, load_config, make_run
+from cnn_jax.training.checkpoint import CheckpointWriter, holds_only_a_start, newest_meta, restore
 from cnn_jax.training.loop import ChunkReport, EpochRecord, Progress, Trainer
 from cnn_jax.training.metrics import Metrics
 from cnn_jax.training.sharding import replicate
-from cnn_jax.workdir import Workdir
+from cnn_jax.workdir import CONFIG, Workdir
 
 DETERMINISTIC_OPS = "--xla_gpu_deterministic_ops=true"
 """In the environment's ``XLA_FLAGS``, makes XLA take only operations that give the same bits each time on a GPU."""
@@ -43,8 +43,8 @@ class StoppedError(CnnJaxError):
     """Training was asked to stop, and has saved how far it came."""
 
     def __init__(self, workdir: Path, step: int):
-        go_on = f"python -m cnn_jax.train --resume --workdir {shlex.quote(str(workdir))}"
-        super().__init__(f"stopped after step {step}: go on with {go_on}")
+        resume = f"python -m cnn_jax.train --resume --workdir {shlex.quote(str(workdir))}"
+        super().__init__(f"stopped after step {step}: continue with {resume}")
 
 
 def fit(
@@ -65,7 +65,8 @@ def fit(
             never interrupted would have.
         on_epoch: told of each epoch; ``print`` prints the lines of the command.
         on_chunk: told how far the epoch has come, after each chunk of at most a hundred steps.
-        stop_requested: asked before each chunk; when it says so, a checkpoint is written and training stopped.
+        stop_requested: asked before each chunk and while the report is made; when it says so, training stops, once a
+            checkpoint is written.
 
     Raises:
         UsageError: the config cannot be used, or the run directory does not fit it.
@@ -77,7 +78,7 @@ def fit(
     if config.tensorboard:
         tensorboard.check_installed()
     if resume and workdir is None:
-        raise UsageError("to go on with a run, name its run directory")
+        raise UsageError("resume needs workdir, the run directory to continue in")
     if workdir is not None and not resume:
         Workdir(Path(workdir)).check_unused()
     dataset = data.load(config)
@@ -85,20 +86,24 @@ def fit(
     for name in ("data_dir", "init_from"):
         if (given := getattr(config, name)) is not None:
             config = dataclasses.replace(config, **{name: str(expanded(given).absolute())})
+    directory = None if workdir is None else Workdir(Path(workdir))
+    saved = _saved_meta(directory) if resume else None
     if resume:
-        _check_same(config, Workdir(Path(workdir)))
+        _check_same(config, directory, saved)
     trainer = Trainer(config, dataset)
-    beginning = None if resume else _begin(trainer, config, dataset)
-    directory = Workdir(_make_default_workdir(config) if workdir is None else Path(workdir))
+    begun = None if saved else _begin(trainer, config, dataset)
+    directory = directory or Workdir(_make_default_workdir(config))
     directory.create()
     with directory.locked():
         if not resume:
             directory.check_unused()  # again: another process may have been quicker
-        described = _describe_training(trainer, dataset)
-        start, history = _saved(trainer, directory, described) if resume else (beginning, [])
+        described = _describe_training(config, trainer, dataset)
+        start, history = _saved(trainer, directory, described) if saved else (begun, [])
         if start.step > config.epochs * trainer.steps_per_epoch:
-            begun = -(-start.step // trainer.steps_per_epoch)
-            raise UsageError(f"{directory.path} is in its epoch {begun} already: give at least so many by --epochs")
+            epoch = -(-start.step // trainer.steps_per_epoch)
+            raise UsageError(f"{directory.path} is already in epoch {epoch}: --epochs must be at least {epoch}")
+        # First of all, so that whatever follows can be resumed.
+        directory.write_config(config)
         with CheckpointWriter(directory.checkpoints) as checkpoints, contextlib.ExitStack() as stack:
 
             def save(progress: Progress, **score: float) -> None:
@@ -114,7 +119,6 @@ def fit(
 
             save(start)
             checkpoints.wait()
-            directory.write_config(config)
             directory.write_history(history)
             event_files = None
             if config.tensorboard:
@@ -133,14 +137,24 @@ def fit(
                 if reached_target(config, history):
                     break
 
+        def stop_if_requested() -> None:
+            if stop_requested():
+                raise StoppedError(directory.path.absolute(), progress.step)
+
+        stop_if_requested()
         summary = directory.write_summary(config, history, compile_seconds, device_count=trainer.mesh.size)
         _, logits = trainer.evaluate(progress.state.params)
-        _write_report(directory, config, history, trainer.steps_per_epoch, dataset, np.asarray(logits), summary)
+        for write in _report_writers(
+            directory, config, history, trainer.steps_per_epoch, dataset, np.asarray(logits), summary
+        ):
+            stop_if_requested()
+            write()
+        stop_if_requested()
     state = jax.device_put(progress.state, jax.devices()[0])  # on one device, as load_run gives it
     return make_run(directory, config, described, history, state)
 
 
-def _write_report(
+def _report_writers(
     directory: Workdir,
     config: Config,
     history: Sequence[EpochRecord],
@@ -148,22 +162,30 @@ def _write_report(
     dataset: Dataset,
     logits: np.ndarray,
     summary: Mapping[str, Any],
-) -> None:
-    """The pictures and the page of a run whose network gives the test examples these logits."""
-    with directory.replacing("curves.png") as path:
-        plots.save_curves(path, history, steps_per_epoch)
-    with directory.replacing("confusion.png") as path:
-        plots.save_confusion(path, dataset.test.labels, np.argmax(logits, axis=-1), dataset.class_names)
-    with directory.replacing("report.html") as path:
-        page.save_page(
-            path,
-            config=config,
-            history=history,
-            steps_per_epoch=steps_per_epoch,
-            dataset=dataset,
-            logits=logits,
-            summary=summary,
-        )
+) -> Iterable[Callable[[], None]]:
+    """What writes each file of the report on a run whose network gives the test examples these logits."""
+
+    def write_curves() -> None:
+        with directory.replacing("curves.png") as path:
+            plots.save_curves(path, history, steps_per_epoch)
+
+    def write_confusion() -> None:
+        with directory.replacing("confusion.png") as path:
+            plots.save_confusion(path, dataset.test.labels, np.argmax(logits, axis=-1), dataset.class_names)
+
+    def write_page() -> None:
+        with directory.replacing("report.html") as path:
+            page.save_page(
+                path,
+                config=config,
+                history=history,
+                steps_per_epoch=steps_per_epoch,
+                dataset=dataset,
+                logits=logits,
+                summary=summary,
+            )
+
+    return write_curves, write_confusion, write_page
 
 
 def reached_target(config: Config, history: Sequence[EpochRecord]) -> bool:
@@ -192,21 +214,36 @@ def _begin(trainer: Trainer, config: Config, dataset: Dataset) -> Progress:
     return dataclasses.replace(start, state=start.state.replace(params=replicate(params, trainer.mesh)))
 
 
-def _check_same(config: Config, directory: Workdir) -> None:
-    before, now = (dataclasses.asdict(c) for c in (directory.config(), config))
+def _saved_meta(directory: Workdir) -> Meta | None:
+    """What the newest checkpoint holds besides the state; None if the run was stopped before its first checkpoint."""
+    directory.check_holds_run()
+    if not directory.is_started and holds_only_a_start(directory.checkpoints):
+        return None
+    return newest_meta(directory.checkpoints)
+
+
+def _check_same(config: Config, directory: Workdir, saved: Meta | None) -> None:
+    """Raise UsageError if settings differ from those of the run that may not change.
+
+    The checkpoint's settings count, because they are those that the state was trained with, whatever has become of
+    ``config.yaml``.
+    """
+    before = load_config(directory.path) if saved is None else config_of(saved, directory.path)
+    before, now = (dataclasses.asdict(c) for c in (before, config))
     different = [name for name in now if now[name] != before[name] and name not in MAY_CHANGE]
     if different:
         differences = ", ".join(f"{name} was {before[name]} and is now {now[name]}" for name in different)
         raise UsageError(
-            f"the run in {directory.path} was made with other settings: {differences}; leave them as they were, or "
-            "choose another --workdir"
+            f"the run in {directory.path} was trained with other settings: {differences}; use the same settings (also "
+            f"in {CONFIG}), or choose another --workdir"
         )
 
 
-def _describe_training(trainer: Trainer, dataset: Dataset) -> Meta:
+def _describe_training(config: Config, trainer: Trainer, dataset: Dataset) -> Meta:
     """What every checkpoint holds besides the state."""
     return {
         "format": FORMAT,
+        "config": dataclasses.asdict(config),
         "device_count": trainer.mesh.size,
         "image_shape": dataset.image_shape,
         "class_names": dataset.class_names,
@@ -230,8 +267,8 @@ def _saved(trainer: Trainer, directory: Workdir, described: Meta) -> tuple[Progr
         check_meta(meta, directory.path)
         if meta["data_sha256"] != described["data_sha256"]:
             raise UsageError(
-                f"the data set is no more what the run in {directory.path} was trained on: bring back its images and "
-                "classes, or train anew in another --workdir"
+                f"the dataset changed since the run in {directory.path} was trained: restore its images and classes, "
+                "or train in another --workdir"
             )
         return trainer.abstract_state
 

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from cnn_jax.errors import CnnJaxError
+from cnn_jax.config import Config
+from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.training.loop import EpochRecord
 
 Meta = dict[str, Any]
 
-FORMAT = 2
-"""Of what a checkpoint holds; another number is another form."""
+FORMAT = 3
+"""The version of what a checkpoint holds."""
 
 _FORM = {
     "format": int,
+    "config": {field.name: object for field in dataclasses.fields(Config)},
     "device_count": int,
     "image_shape": [int],
     "class_names": [str],
@@ -41,7 +43,20 @@ def check_meta(meta: Meta, workdir: Path) -> None:
             f"and this one reads format {FORMAT}: use the version that wrote it"
         )
     if not (_has_form(meta, _FORM) and len(meta["image_shape"]) == 3):
-        raise CnnJaxError(f"{workdir} holds checkpoints that are not this package's: train the run anew")
+        raise CnnJaxError(f"the checkpoints in {workdir} were not written by this package: start a new run")
+
+
+def config_of(meta: Meta, workdir: Path) -> Config:
+    """The settings that the run was trained with when the checkpoint was written.
+
+    Raises:
+        CnnJaxError: they are not valid ones.
+    """
+    check_meta(meta, workdir)
+    try:
+        return Config.from_mapping(meta["config"], str(workdir))
+    except UsageError as error:
+        raise CnnJaxError(f"the checkpoints in {workdir} were not written by this package ({error})") from None
 
 
 def history_of(meta: Meta) -> list[EpochRecord]:
@@ -50,7 +65,10 @@ def history_of(meta: Meta) -> list[EpochRecord]:
 
 
 def _has_form(value: Any, form: Any) -> bool:
-    """Whether a JSON value is of a type, a list of values of one form, or an object of a form for each of its keys."""
+    """Whether a JSON value is of a type, a list of values of one form, or an object of a form for each of its keys.
+
+    ``object`` stands for any value.
+    """
     match form:
         case [inner]:
             return type(value) is list and all(_has_form(item, inner) for item in value)
@@ -60,6 +78,8 @@ def _has_form(value: Any, form: Any) -> bool:
                 and value.keys() == form.keys()
                 and all(_has_form(value[key], form[key]) for key in form)
             )
+    if form is object:
+        return True
     if type(value) is not form:
         return False
     # Numbers come from the device, whose have 32 bits; and none of its integers is negative here.

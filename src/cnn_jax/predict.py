@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from cnn_jax import cli
-from cnn_jax.errors import UsageError
+from cnn_jax.batches import MOST_IMAGES, batch_size_for
+from cnn_jax.errors import UsageError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +65,6 @@ def main(args: Sequence[str]) -> int:
     if flags.top_k < 1:
         raise UsageError(f"--top-k must be above zero, not {flags.top_k}")
     # What follows is slow to import, and of no use to somebody who mistyped a flag.
-    from cnn_jax.data.image import shown
     from cnn_jax.run import load_run
 
     run = load_run(flags.run, flags.checkpoint)
@@ -73,7 +73,7 @@ def main(args: Sequence[str]) -> int:
         if flags.json:
             print(json.dumps({"path": str(path), "classes": [{"name": n, "probability": p} for n, p in best]}))
         else:
-            print(f"{shown(path)}: {', '.join(f'{name} {probability:.4f}' for name, probability in best)}")
+            print(printable(f"{path}: {', '.join(f'{name} {probability:.4f}' for name, probability in best)}"))
     return 0
 
 
@@ -98,8 +98,9 @@ def _classify(run: "Run", files: Iterator[Path], flags: PredictFlags) -> Iterato
     import numpy as np
 
     from cnn_jax.data.image import quiet
-    from cnn_jax.run import PREDICT_BATCH
 
+    # The largest batch: the number of files is known only at their end.
+    batch_size = batch_size_for(run.image_shape, MOST_IMAGES)
     errors: list[UsageError] = []
 
     def read(path: Path) -> "np.ndarray | UsageError":
@@ -109,7 +110,7 @@ def _classify(run: "Run", files: Iterator[Path], flags: PredictFlags) -> Iterato
             return error
 
     with quiet(), ThreadPoolExecutor() as threads:  # Pillow leaves Python to the others while it decodes
-        while batch := list(islice(files, PREDICT_BATCH)):
+        while batch := list(islice(files, batch_size)):
             images = list(zip(batch, threads.map(read, batch), strict=True))
             readable = [(path, image) for path, image in images if not isinstance(image, UsageError)]
             errors += [image for _, image in images if isinstance(image, UsageError)]
@@ -123,4 +124,4 @@ def _classify(run: "Run", files: Iterator[Path], flags: PredictFlags) -> Iterato
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.start(main)

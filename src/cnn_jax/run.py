@@ -12,6 +12,7 @@ import numpy as np
 from flax.training.train_state import TrainState
 
 from cnn_jax import data
+from cnn_jax.batches import batch_size_for
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split, ground
 from cnn_jax.data.image import read_image
@@ -19,16 +20,13 @@ from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.exporting import Format, artifact
 from cnn_jax.exporting.artifact import Verification
 from cnn_jax.exporting.network import Network
-from cnn_jax.meta import Meta, check_meta, history_of
+from cnn_jax.meta import Meta, config_of, history_of
 from cnn_jax.models import create_model
-from cnn_jax.training.checkpoint import Which, restore
+from cnn_jax.training.checkpoint import Which, newest_meta, restore
 from cnn_jax.training.loop import EpochRecord, evaluate, predict
 from cnn_jax.training.sharding import make_mesh, replicate
 from cnn_jax.training.state import abstract_train_state
 from cnn_jax.workdir import Workdir
-
-PREDICT_BATCH = 256
-"""Images that are classified at a time."""
 
 Invert = Literal["auto", "yes", "no"]
 
@@ -92,15 +90,16 @@ class Run:
             raise UsageError(
                 f"the network takes images of uint8 [N, {expected}], not {images.dtype} {list(images.shape)}"
             )
-        mesh = make_mesh(PREDICT_BATCH)
+        batch_size = batch_size_for(self.image_shape, len(images))
+        mesh = make_mesh(batch_size)
         params = replicate(self.state.params, mesh)
         probabilities = np.empty((len(images), len(self.class_names)), np.float32)
-        for first in range(0, len(images), PREDICT_BATCH):
-            part = images[first : first + PREDICT_BATCH]
-            # Always as many, so that the program is compiled but once.
-            filled = np.zeros((PREDICT_BATCH, *self.image_shape), np.uint8)
+        for first in range(0, len(images), batch_size):
+            part = images[first : first + batch_size]
+            # Fill up the last batch, so that the program is compiled only once.
+            filled = np.zeros((batch_size, *self.image_shape), np.uint8)
             filled[: len(part)] = part
-            logits = predict(params, self.state.apply_fn, replicate(filled, mesh), batch_size=PREDICT_BATCH, mesh=mesh)
+            logits = predict(params, self.state.apply_fn, replicate(filled, mesh), batch_size=batch_size, mesh=mesh)
             probabilities[first : first + len(part)] = jax.nn.softmax(jax.device_get(logits)[: len(part)])
         return probabilities
 
@@ -148,7 +147,8 @@ class Run:
             images = artifact.sample(data.load(self.config).test.images)
         except CnnJaxError as error:
             logger.warning("verifying on noise, for the test images cannot be had: %s", error)
-            images = np.random.default_rng(0).integers(0, 256, (artifact.MOST_IMAGES, *self.image_shape), np.uint8)
+            count = artifact.sample_size(self.image_shape)
+            images = np.random.default_rng(0).integers(0, 256, (count, *self.image_shape), np.uint8)
         with jax.default_matmul_precision("highest"):  # as in what is exported
             expected = self.predict(images)
         network = Network(self.config.model, self.image_shape, self.class_names, jax.device_get(self.state.params))
@@ -193,15 +193,30 @@ def load_run(workdir: str | Path, checkpoint: Which = "newest") -> Run:
         CnnJaxError: the checkpoints are damaged, or of another version of the package.
     """
     directory = Workdir(Path(workdir))
-    config = directory.config()
+    directory.check_holds_run()
 
     def like(meta: Meta) -> TrainState:
-        check_meta(meta, directory.path)
+        config = config_of(meta, directory.path)
         model = create_model(config.model, len(meta["class_names"]))
         return abstract_train_state(model, tuple(meta["image_shape"]), config.learning_rate)
 
     state, meta = restore(directory.checkpoints, like, checkpoint)
-    return make_run(directory, config, meta, history_of(meta), state)
+    return make_run(directory, config_of(meta, directory.path), meta, history_of(meta), state)
+
+
+def load_config(workdir: str | Path) -> Config:
+    """The settings of the run in a run directory: of ``config.yaml``, or of the newest checkpoint if that is lost.
+
+    Raises:
+        UsageError: there is no run, or ``config.yaml`` does not hold valid settings.
+        CnnJaxError: it is lost, and so are the checkpoints.
+    """
+    directory = Workdir(Path(workdir))
+    directory.check_holds_run()
+    try:
+        return directory.config()
+    except FileNotFoundError:
+        return config_of(newest_meta(directory.checkpoints), directory.path)
 
 
 def make_run(directory: Workdir, config: Config, meta: Meta, history: Sequence[EpochRecord], state: TrainState) -> Run:

@@ -2,10 +2,8 @@
 
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import FlagCreatePairsOff, arg
@@ -20,7 +18,8 @@ class TrainFlags(Config):
     """Train an image-classifying CNN: a line an epoch, and all that comes of it in a run directory.
 
     Exit status: 0 when done, 1 when something failed, 2 when what was given cannot be used, 3 when the epochs ran out
-    before --target-accuracy was reached, 130 or 143 when Ctrl-C or SIGTERM stopped it, at a checkpoint.
+    before --target-accuracy was reached, 130, 143 or 129 when Ctrl-C, SIGTERM or SIGHUP stopped it, at a
+    checkpoint.
     """
 
     config: Annotated[str | None, arg(metavar="PATH")] = None
@@ -55,11 +54,11 @@ def main(args: Sequence[str]) -> int:
                 stop_requested=signals.received,
             )
         except StoppedError as stopped:
-            print(stopped, file=sys.stderr)
+            cli.say(stopped)
             return signals.exit_status
-    print(f"run directory: {run.workdir}", file=sys.stderr)
+    cli.say(f"run directory: {run.workdir}")
     if config.target_accuracy is not None and not reached_target(config, run.history):
-        print(f"the test accuracy did not reach {config.target_accuracy} in {config.epochs} epochs", file=sys.stderr)
+        cli.say(f"the test accuracy did not reach {config.target_accuracy} in {config.epochs} epochs")
         return 3
     return 0
 
@@ -72,13 +71,13 @@ def parse(args: Sequence[str]) -> TrainFlags:
     if flags.config is not None:
         defaults = Config.from_yaml(flags.config)
     elif flags.resume:
-        from cnn_jax.workdir import Workdir
+        from cnn_jax.run import load_config
 
-        defaults = Workdir(Path(flags.workdir)).config()
+        defaults = load_config(flags.workdir)
     else:
         return flags
     return cli.parse(TrainFlags, args, module="cnn_jax.train", default=TrainFlags(**dataclasses.asdict(defaults)))
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.start(main)

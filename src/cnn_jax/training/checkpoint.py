@@ -14,13 +14,14 @@ import math
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import jax
 import numpy as np
@@ -28,17 +29,31 @@ import orbax.checkpoint as ocp
 from flax.training.train_state import TrainState
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+from cnn_jax import files
 from cnn_jax.errors import CnnJaxError, UsageError
 
 Which = Literal["newest", "best"]
+Result = TypeVar("Result")
 
 SUMS = "sha256sums"
 
 UNSCORED = -1.0
 """The test accuracy noted for a checkpoint inside an epoch, so that it is the best of none."""
 
-MOST_PACKED = 100
-"""How many times larger than its files a state may be; parameters that began at random do not get that much smaller."""
+DELETED = "deleted"
+"""The directory that checkpoints are moved to when others have replaced them."""
+
+MAX_META = 1 << 26
+"""Bytes of the metadata and of the sums; those of a run of 100,000 epochs take 30 million."""
+
+MAX_FILES = 100
+"""Inodes that a checkpoint may take; that of the tutorial's network takes about 40."""
+
+MAX_COMPRESSION = 16
+"""How many times larger than its files a state may be.
+
+Parameters drawn at random hardly get smaller; Adam's moments, zero at first, are two thirds of a state.
+"""
 
 logger = logging.getLogger("cnn_jax")
 
@@ -51,44 +66,93 @@ class Checkpoint(NamedTuple):
 
 
 def restore(directory: Path, like: Callable[[dict[str, Any]], TrainState], which: Which = "newest") -> Checkpoint:
-    """The newest checkpoint, or that of the best test accuracy; where that one is damaged, the next, with a warning.
+    """The newest checkpoint, or that of the best test accuracy; if it is damaged, the next one, with a warning.
+
+    A training process may replace checkpoints meanwhile; then the reading starts again.
 
     Args:
         directory: of the checkpoints.
-        like: from a checkpoint's meta, the state to be expected, or its shapes and dtypes.
+        like: from a checkpoint's meta, the expected state, or its shapes and dtypes.
         which: the newest, or the best.
 
     Raises:
         UsageError: there is no checkpoint.
-        CnnJaxError: none is whole, or what they hold is not this package's.
+        CnnJaxError: all are damaged, or were not written by this package.
     """
-    finished = [path for path in _checkpoints(directory) if (path / SUMS).is_file()]
-    whole = [path for path in finished if _is_whole(path)]
-    for path in finished:
-        if path not in whole:
-            logger.warning("the checkpoint %s is damaged and left out", path)
-    if not whole:
-        if finished:
-            raise CnnJaxError(f"every checkpoint in {directory} is damaged: train the run anew")
-        raise UsageError(f"{directory} holds no checkpoint: train the run first, or name another")
-    # The sums tell an accident, not malice: what is in the files may be anything, and what Orbax makes of it too.
-    try:
-        metas = {path: json.loads((path / "meta" / "metadata").read_text(encoding="utf-8")) for path in whole}
-        scores = {path: metas[path]["test_accuracy"] if which == "best" else 0 for path in whole}
-        path = max(whole, key=lambda path: (scores[path], _step(path)))
-        state = like(metas[path])
-        if misfit := _misfit(path, state):
-            raise CnnJaxError(f"{directory} holds checkpoints that are not this package's ({misfit})")
+
+    def read(path: Path) -> Checkpoint:
+        meta = _read_meta(path)
+        state = like(meta)
+        if mismatch := _mismatch(path, state):
+            raise _foreign(directory, mismatch)
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _arrays(state))
         with ocp.StandardCheckpointer() as checkpointer:
             arrays = checkpointer.restore(path.absolute() / "state", template)
         if arrays["step"] != _step(path):
-            raise CnnJaxError(f"{path} holds another step than it is named by: train the run anew")
-        return Checkpoint(state.replace(**jax.device_put(arrays)), metas[path])
-    except CnnJaxError:
-        raise
-    except Exception as error:
-        raise CnnJaxError(f"{directory} holds checkpoints that are not this package's ({_cause(error)})") from error
+            raise CnnJaxError(f"{path} holds the state of another step: start a new run")
+        return Checkpoint(state.replace(**jax.device_put(arrays)), meta)
+
+    return _read_one(directory, which, read)
+
+
+def newest_meta(directory: Path) -> dict[str, Any]:
+    """What the newest checkpoint holds besides the state. Raises as ``restore`` does."""
+    return _read_one(directory, "newest", _read_meta)
+
+
+def _read_one(directory: Path, which: Which, read: Callable[[Path], Result]) -> Result:
+    """What ``read`` makes of a checkpoint that is whole."""
+    while True:
+        finished = _finished(directory)
+        try:
+            path, damaged = _choose(directory, finished, which)
+            result = read(path)
+        except Exception as error:
+            # The sums reveal an accident, not malice: the files may hold anything, and Orbax may make anything of it.
+            failure = error if isinstance(error, CnnJaxError) else _foreign(directory, _cause(error))
+            cause = error
+        else:
+            failure = cause = None
+        if _finished(directory) != finished:
+            continue
+        if failure is not None:
+            raise failure from cause
+        for path in damaged:
+            logger.warning("checkpoint %s is damaged and ignored", path)
+        return result
+
+
+def _choose(directory: Path, finished: Sequence[Path], which: Which) -> tuple[Path, Sequence[Path]]:
+    """The checkpoint to read, and those that would come first but are damaged."""
+    if not finished:
+        raise UsageError(f"{directory} holds no checkpoint: train the run first, or name another one")
+    if which == "best":
+        damaged = [path for path in finished if not _is_whole(path)]
+        whole = [path for path in finished if path not in damaged]
+        if whole:
+            return max(whole, key=lambda path: (_read_meta(path)["test_accuracy"], _step(path))), damaged
+    else:
+        damaged = []
+        for path in sorted(finished, key=_step, reverse=True):
+            if _is_whole(path):
+                return path, damaged
+            damaged.append(path)
+    raise CnnJaxError(f"every checkpoint in {directory} is damaged: start a new run")
+
+
+def _foreign(directory: Path, reason: str) -> CnnJaxError:
+    return CnnJaxError(f"the checkpoints in {directory} were not written by this package ({reason})")
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    return json.loads(files.read_bytes(path / "meta" / "metadata", MAX_META))
+
+
+def holds_only_a_start(directory: Path) -> bool:
+    """Whether a directory holds no more than a first checkpoint that was not finished, or nothing, or is missing."""
+    return all(
+        re.fullmatch(r"0(\.orbax-checkpoint-tmp.*)?", path.name) for path in _entries(directory)
+    ) and not _finished(directory)
 
 
 class CheckpointWriter:
@@ -105,12 +169,11 @@ class CheckpointWriter:
             ),
             best_fn=_test_accuracy,  # Orbax writes metrics down only where it is given this too
             cleanup_tmp_directories=True,
+            todelete_subdir=DELETED,  # a rename at once, so that no reader finds half a checkpoint
             enable_async_checkpointing=False,  # the sums are to be written when Orbax is done: both in our own thread
         )
         with self._reporting():
-            for path in _checkpoints(directory):
-                if not _is_whole(path):  # out of the way, so that its step can be saved again
-                    path.rename(path.with_name(f"damaged-{path.name}-{time.time_ns()}"))
+            _clear_away(directory)
             self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -154,9 +217,11 @@ class CheckpointWriter:
         _reserve(self._directory, 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + 2**18)
         self._manager.save(step, args=items, metrics=meta)
         path = self._directory / str(step)
-        unfinished = path / f"{SUMS}.tmp"
-        unfinished.write_text("".join(f"{sha256}  {name}\n" for name, sha256 in _sums(path).items()), encoding="utf-8")
-        unfinished.replace(path / SUMS)
+        _sync_tree(path)
+        with files.replacing(path / SUMS) as sums:
+            sums.write_text("".join(f"{sha256}  {name}\n" for name, sha256 in _sums(path).items()), encoding="utf-8")
+        files.sync(self._directory)
+        shutil.rmtree(self._directory / DELETED, ignore_errors=True)
 
     def wait(self) -> None:
         """Wait for what is being written.
@@ -177,18 +242,53 @@ class CheckpointWriter:
         # A full disk, a vanished directory, a file that is not Orbax's: it and what it stands on raise what they like.
         except Exception as error:
             raise CnnJaxError(
-                f"cannot write a checkpoint to {self._directory} ({_cause(error)}): mend that, and go on with --resume"
+                f"cannot write a checkpoint to {self._directory} ({_cause(error)}): fix this, then rerun with --resume"
             ) from error
 
 
 def _reserve(directory: Path, size: int) -> None:
-    """Raise OSError unless there is room for ``size`` bytes: when Orbax runs out of it, its threads print at length."""
-    if shutil.disk_usage(directory).free < size:
+    """Raise OSError unless there is room for ``size`` bytes and the files they are in.
+
+    What was saved stays whole when Orbax runs out of room, but the retries of its threads take a while.
+    """
+    disk = os.statvfs(directory)
+    # File systems that make inodes as they need them say that there are none in all.
+    if disk.f_bavail * disk.f_frsize < size or (disk.f_files and disk.f_favail < MAX_FILES):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _checkpoints(directory: Path) -> Sequence[Path]:
-    return [path for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
+def _clear_away(directory: Path) -> None:
+    """Rename damaged and unfinished checkpoints, so that their steps can be saved again; remove what is of no use.
+
+    Damaged checkpoints are kept until the run is resumed once more.
+    """
+    for path in _entries(directory):
+        if re.fullmatch(rf"damaged-\d+-\d+|{re.escape(DELETED)}", path.name):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.isdecimal() and not _is_whole(path):
+            path.rename(path.with_name(f"damaged-{path.name}-{time.time_ns()}"))
+
+
+def _entries(directory: Path) -> Sequence[Path]:
+    """What is in the directory of the checkpoints, which holds directories alone.
+
+    Raises:
+        CnnJaxError: it or something in it is a symbolic link or another file, which this package did not put there.
+    """
+    try:
+        if not stat.S_ISDIR(directory.lstat().st_mode):
+            raise CnnJaxError(f"{directory} is not a directory: remove it")
+        entries = list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+    if strange := [path for path in entries if path.is_symlink() or path.is_file()]:
+        raise CnnJaxError(f"{strange[0]} is not a checkpoint: remove it")
+    return entries
+
+
+def _finished(directory: Path) -> Sequence[Path]:
+    """The checkpoints that were written to the end."""
+    return [path for path in _entries(directory) if path.name.isdecimal() and (path / SUMS).is_file()]
 
 
 def _step(path: Path) -> int:
@@ -199,12 +299,12 @@ def _arrays(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
-def _misfit(path: Path, state: TrainState) -> str | None:
+def _mismatch(path: Path, state: TrainState) -> str | None:
     """How the arrays of a checkpoint differ from those expected, if they do: told before memory is taken for any."""
     leaves = jax.tree.leaves_with_path(_arrays(state))
     expected = {jax.tree_util.keystr(key, simple=True, separator="."): leaf for key, leaf in leaves}
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in expected.values())
-    if size > MOST_PACKED * sum(file.stat().st_size for file in path.rglob("*") if file.is_file()):
+    if size > MAX_COMPRESSION * sum(file.lstat().st_size for file in _files(path)):
         return f"{size} bytes are expected, and its files are too small for them"
     with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
         saved = {leaf.name: leaf for leaf in jax.tree.leaves(handler.metadata(path.absolute() / "state").tree)}
@@ -222,19 +322,51 @@ def _test_accuracy(metrics: dict[str, Any]) -> float:
     return metrics["test_accuracy"]
 
 
+def _files(path: Path) -> Sequence[Path]:
+    """The files of a checkpoint but its sums.
+
+    Raises:
+        OSError: something else than directories and regular files is there, or files with holes, which Orbax does not
+            write and which would cost nothing but time and memory to read.
+    """
+    found = []
+    for folder, folders, names in os.walk(path, onerror=_raise):
+        if links := [name for name in folders if Path(folder, name).is_symlink()]:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(Path(folder, links[0])))
+        for file in (Path(folder, name) for name in names):
+            if file.parent == path and file.name.startswith((SUMS, files.TEMPORARY)):
+                continue
+            with files.open_regular(file) as opened:
+                if os.lseek(opened.fileno(), 0, os.SEEK_HOLE) < os.fstat(opened.fileno()).st_size:
+                    raise OSError(errno.EINVAL, "a file with holes", str(file))
+            found.append(file)
+    return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _sync_tree(path: Path) -> None:
+    """Wait until all files and directories below a path are on the disk."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            files.sync(Path(folder, name))
+        files.sync(Path(folder))
+
+
 def _sums(path: Path) -> dict[str, str]:
-    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith(SUMS))
-    return {str(file.relative_to(path)): _sha256(file) for file in files}
+    return {str(file.relative_to(path)): _sha256(file) for file in _files(path)}
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:  # not read as a whole: what is no checkpoint of ours may have any size
+    with files.open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_whole(path: Path) -> bool:
     try:
-        lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
+        lines = files.read_bytes(path / SUMS, MAX_META).decode().splitlines()
         return {name: sha256 for sha256, name in (line.split("  ", 1) for line in lines)} == _sums(path)
     except (OSError, ValueError):
         return False
