@@ -1,6 +1,7 @@
 import io
 import os
 import struct
+import traceback
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -417,6 +418,15 @@ def test_images_decoded_side_by_side_stay_within_the_memory(monkeypatch, tmp_pat
         monkeypatch.setattr(image, "DECODING", budget := MemoryBudget(total))
         assert set(pool.map(lambda name: image_size(tmp_path / name), ["x.webp", "x.png"] * 20)) == {(400, 500)}
         assert total // 3 < budget.peak <= total
+
+
+def test_an_error_does_not_keep_the_image():
+    content = encoded(RNG.integers(0, 256, (50, 60, 3), np.uint8))
+    with pytest.raises(UsageError, match="cannot be decoded") as caught:
+        read_image(io.BytesIO(content[:-100]), (8, 8), 3)
+    assert caught.value.__context__ is None
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+    assert not [value for frame in frames[1:] for value in frame.f_locals.values() if isinstance(value, Image.Image)]
 
 
 def test_on_read_is_given_what_is_decoded(tmp_path):

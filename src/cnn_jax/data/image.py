@@ -8,7 +8,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,9 @@ MOST_PIXELS = 1 << 26
 BYTES_PER_PIXEL = 20
 """That decoding was seen to take at most, of a WebP with transparency; a PNG takes 8 to 12."""
 
+BLOCK_BYTES = 1 << 26
+"""In which Pillow allocates large images: blocks of up to 32 MiB, glibc keeps for the thread that has freed them."""
+
 READING = MemoryBudget(MAX_FILE_BYTES)
 """For the files that are open at one time: some decoders read them whole."""
 
@@ -42,6 +45,8 @@ LONGEST_SIDE = (1 << 16) - 1
 
 GREY_MODES = ("1", "L", "LA", "I;16")
 """Of those that Pillow has for files of these formats."""
+
+Result = TypeVar("Result")
 
 ORIENTATION = 0x0112
 """EXIF's tag (CIPA DC-008) that says how the stored rows and columns are to be turned for showing."""
@@ -69,20 +74,56 @@ def read_image(
     Raises:
         UsageError: the file cannot be read, is damaged, holds something else, or is too large.
     """
+    return _with_memory(lambda memory: _decoded(source, size, channels, on_read, memory))
+
+
+def image_size(source: Path | IO[bytes]) -> tuple[int, int]:
+    """Height and width of an image as it is seen, hardly ever decoding it for that. Raises as ``read_image`` does."""
+    return _with_memory(lambda memory: _size(source, memory))
+
+
+def is_colour(source: Path | IO[bytes]) -> bool:
+    """Whether a file has colours by its kind, not by its pixels; decodes nothing. Raises as ``read_image`` does."""
+    with _opened_image(source) as image:
+        return image.mode not in GREY_MODES
+
+
+def _with_memory(function: Callable[[contextlib.ExitStack], Result]) -> Result:
+    """What a function returns; the memory it reserves on the stack is given back when its images are gone.
+
+    Those are gone when it has returned, or its error has: by its traceback it keeps them.
+    """
+    with contextlib.ExitStack() as memory:
+        try:
+            return function(memory)
+        except UsageError as error:
+            message = str(error)
+    raise UsageError(message)
+
+
+def _decoded(
+    source: Path | IO[bytes],
+    size: tuple[int, int],
+    channels: int,
+    on_read: Callable[[bytes], object] | None,
+    memory: contextlib.ExitStack,
+) -> np.ndarray:
     from PIL import Image
 
+    Image.core.set_block_size(BLOCK_BYTES)
     with _opened_image(source, on_read) as image:
         coefficients = _coefficient_bytes(image)
         # A JPEG of several times the size is decoded at half, a quarter or an eighth of its own: several times faster.
         image.draft(None, (2 * max(size),) * 2)
-        with DECODING.reserve(coefficients + BYTES_PER_PIXEL * (math.prod(image.size) + math.prod(size))):
-            # Before asking for the orientation, for which Pillow decodes some files and keeps quiet about a failure.
-            image.load()
-            orientation = _orientation(image)
-            lying = orientation > 4
-            rows, columns = reversed(size) if lying else size
-            flat = _on_white(image).convert("L" if channels == 1 else "RGB")
-            pixels = np.asarray(flat.resize((columns, rows), Image.Resampling.BICUBIC))
+        num_pixels = math.prod(image.size) + math.prod(size)
+        memory.enter_context(DECODING.reserve(coefficients + BYTES_PER_PIXEL * num_pixels))
+        # Before asking for the orientation, for which Pillow decodes some files and keeps quiet about a failure.
+        image.load()
+        orientation = _orientation(image)
+        lying = orientation > 4
+        rows, columns = reversed(size) if lying else size
+        flat = _on_white(image).convert("L" if channels == 1 else "RGB")
+        pixels = np.asarray(flat.resize((columns, rows), Image.Resampling.BICUBIC))
     pixels = pixels.reshape(rows, columns, channels)
     if lying:
         pixels = pixels.swapaxes(0, 1)
@@ -91,21 +132,14 @@ def read_image(
     return pixels[::vertical, ::horizontal].copy()
 
 
-def image_size(source: Path | IO[bytes]) -> tuple[int, int]:
-    """Height and width of an image as it is seen, hardly ever decoding it for that. Raises as ``read_image`` does."""
+def _size(source: Path | IO[bytes], memory: contextlib.ExitStack) -> tuple[int, int]:
     with _opened_image(source) as image:
         width, height = image.size
         if width == height:
             return height, width
-        # In a PNG the orientation may come after the pixels, so that Pillow decodes it.
-        with DECODING.reserve(BYTES_PER_PIXEL * width * height) if image.format == "PNG" else contextlib.nullcontext():
-            return (width, height) if _orientation(image) > 4 else (height, width)
-
-
-def is_colour(source: Path | IO[bytes]) -> bool:
-    """Whether a file has colours by its kind, not by its pixels; decodes nothing. Raises as ``read_image`` does."""
-    with _opened_image(source) as image:
-        return image.mode not in GREY_MODES
+        if image.format == "PNG":  # whose orientation may come after the pixels, so that Pillow decodes it
+            memory.enter_context(DECODING.reserve(BYTES_PER_PIXEL * width * height))
+        return (width, height) if _orientation(image) > 4 else (height, width)
 
 
 @contextlib.contextmanager
