@@ -68,18 +68,24 @@ def test_one_wrong_image_among_all_is_noticed(run, tmp_path, monkeypatch):
         return classify
 
     monkeypatch.setattr(safetensors, "load", load_broken)
+    monkeypatch.setattr("cnn_jax.batches.MOST_BYTES", 40 * 16 * 16)
     with pytest.raises(CnnJaxError, match="differ by 1"):
         run.export(tmp_path / "network", "safetensors")
-    assert seen == [1, 50, 9]  # more than one size of a batch
+    assert seen == [1, 32, 27]  # more than one size of a batch
 
 
 def test_images_are_spread_over_the_whole_test_set():
-    images = np.arange(1000)
-    sample = artifact.sample(images)
+    images = np.arange(1000).reshape(1000, 1, 1, 1)
+    sample = artifact.sample(images).ravel()
     assert len(sample) == 300
     assert (sample[0], sample[-1]) == (0, 996)
     assert set(np.diff(sample)) == {3, 4}
-    assert artifact.sample(images[:7]).tolist() == list(range(7))
+    assert artifact.sample(images[:7]).ravel().tolist() == list(range(7))
+
+
+@pytest.mark.parametrize(("side", "count"), [(28, 300), (224, 222), (800, 17), (8000, 2)])
+def test_of_large_images_fewer_are_taken(side, count):
+    assert artifact.sample_size((side, side, 3)) == count
 
 
 @pytest.mark.parametrize("there", ["file", "directory", "link to nothing"])

@@ -67,6 +67,14 @@ def test_the_forward_pass_that_verifies_is_pytorchs(reference, initial):
     assert relative_error(np.stack(logits), reference["logits"]) < 1e-5
 
 
+def test_the_convolution_is_pytorchs():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    image, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 9, 12), (4, 3, 2, 5)))
+    theirs = torch.nn.functional.conv2d(*map(torch.from_numpy, (image[None], weight)))
+    np.testing.assert_allclose(pytorch.convolve(image, weight), theirs[0].numpy(), rtol=1e-5, atol=1e-5)
+
+
 def test_weights_from_pytorch_give_its_logits(reference, initial, tmp_path):
     path = tmp_path / "pytorch.safetensors"
     path.write_bytes(encode(initial, {"format": "pt"}))

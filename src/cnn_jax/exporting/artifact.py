@@ -1,6 +1,7 @@
 """An exported file: verified before it is there."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,18 +10,19 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from cnn_jax.batches import batch_size_for
 from cnn_jax.errors import CnnJaxError, UsageError, suggest
 from cnn_jax.exporting import FILE_NAMES, Format
 from cnn_jax.exporting.network import Classifier, Network
 
 MOST_IMAGES = 300
-"""Images on which a file is verified."""
+"""Images on which a file is verified; fewer where they are large."""
+
+MOST_BYTES = 1 << 25
+"""Bytes of pixels in the images on which a file is verified."""
 
 TOLERANCE = 1e-4
 """Of a probability; rounding in another order comes to a thousandth of it."""
-
-PIECE = 50
-"""Images at a time; the first goes alone, so that more than one size of a batch is tried."""
 
 
 class Verification(NamedTuple):
@@ -82,9 +84,14 @@ def check_new(path: Path) -> None:
         raise UsageError(f"cannot write {path} ({error.strerror}): name another place by --output") from None
 
 
+def sample_size(image_shape: tuple[int, int, int]) -> int:
+    """The number of images ``(H, W, C)`` to verify with, at least two."""
+    return max(2, min(MOST_IMAGES, MOST_BYTES // math.prod(image_shape)))
+
+
 def sample(images: np.ndarray) -> np.ndarray:
     """The images to verify with, spread evenly: a data set may be sorted by class."""
-    count = min(MOST_IMAGES, len(images))
+    count = min(sample_size(images.shape[1:]), len(images))
     return images[np.arange(count) * len(images) // count]
 
 
@@ -121,7 +128,9 @@ def write(path: Path, form: Form, network: Network, images: np.ndarray, expected
 
 
 def _largest_difference(classifier: Classifier, images: np.ndarray, expected: np.ndarray) -> float:
-    pieces = (np.split(array, range(1, len(images), PIECE)) for array in (images, expected))
+    # The first image goes alone, so that more than one batch size is tried.
+    batch_size = batch_size_for(images.shape[1:], len(images) - 1)
+    pieces = (np.split(array, range(1, len(images), batch_size)) for array in (images, expected))
     return float(np.max([np.abs(classifier(piece) - right).max() for piece, right in zip(*pieces, strict=True)]))
 
 

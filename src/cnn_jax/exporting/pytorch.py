@@ -24,7 +24,9 @@ def load(path: Path, network: Network) -> Classifier:
     state_dict = load_file(path)
 
     def probabilities(images: np.ndarray) -> np.ndarray:
-        logits = np.stack([forward(state_dict, image) for image in images.transpose(0, 3, 1, 2) / 255])
+        # One image at a time, so that only one is held as float32.
+        scaled = (image.transpose(2, 0, 1).astype(np.float32) / 255 for image in images)
+        logits = np.stack([forward(state_dict, image) for image in scaled])
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
@@ -41,8 +43,7 @@ def forward(state_dict: StateDict, image: np.ndarray) -> np.ndarray:
     x = image
     for layer in ("conv1", "conv2"):
         weight, bias = state_dict[f"{layer}.weight"], state_dict[f"{layer}.bias"]
-        windows = sliding_window_view(x, weight.shape[2:], axis=(1, 2))
-        x = np.einsum("chwij,ocij->ohw", windows, weight, optimize=True) + bias[:, None, None]
+        x = convolve(x, weight) + bias[:, None, None]
         channels, height, width = x.shape
         x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(channels, height // 2, 2, width // 2, 2)
         x = np.maximum(x.max(axis=(2, 4)), 0)
@@ -50,3 +51,20 @@ def forward(state_dict: StateDict, image: np.ndarray) -> np.ndarray:
     for layer in ("fc1", "fc2"):
         x = np.maximum(state_dict[f"{layer}.weight"] @ x + state_dict[f"{layer}.bias"], 0)
     return state_dict["out.weight"] @ x + state_dict["out.bias"]
+
+
+def convolve(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The valid cross-correlation that PyTorch's ``conv2d`` computes.
+
+    One row of outputs at a time: NumPy copies the windows, and those of a whole image take 25 times its memory.
+
+    Args:
+        image: ``[C, H, W]``.
+        weight: ``[O, C, KH, KW]``.
+
+    Returns:
+        ``[O, H - KH + 1, W - KW + 1]``.
+    """
+    windows = sliding_window_view(image, weight.shape[2:], axis=(1, 2))
+    rows = [np.tensordot(weight, windows[:, row], axes=((1, 2, 3), (0, 2, 3))) for row in range(windows.shape[1])]
+    return np.stack(rows, axis=1)
