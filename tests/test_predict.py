@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_jax import cli, data, evaluate, predict
+from cnn_jax import batches, cli, data, evaluate, predict
 from cnn_jax.config import Config
 from cnn_jax.fitting import fit
+from cnn_jax.run import Run
+from cnn_jax.training.loop import predict as predict_logits
 
 LINE = re.compile(r"(.*): (top|middle|bottom) (\d\.\d{4}), (top|middle|bottom) (\d\.\d{4})")
 
@@ -88,11 +91,34 @@ def test_a_file_named_twice_has_two_lines(call, pictures):
     assert lines[0] == lines[1]
 
 
-def test_more_files_than_a_batch(call, pictures, monkeypatch):
-    monkeypatch.setattr("cnn_jax.run.PREDICT_BATCH", 4)
-    _, lines, _ = call(*pictures)
-    monkeypatch.undo()
-    assert [LINE.match(line)[1] for line in lines] == list(pictures)
+def test_files_are_read_batch_by_batch(call, pictures, monkeypatch):
+    """So that no more images are held than are classified at a time."""
+    whole = call(*pictures)
+    sizes = []
+
+    def record(self, images, predict=Run.predict):
+        sizes.append(len(images))
+        return predict(self, images)
+
+    monkeypatch.setattr(Run, "predict", record)
+    monkeypatch.setattr(batches, "MOST_BYTES", 4 * 16 * 16)
+    assert call(*pictures) == whole
+    assert sizes == [4, 4, 4, 4, 4, 3]
+
+
+@pytest.mark.parametrize(("count", "batch_sizes"), [(1, [1]), (3, [4]), (10, [4, 4, 4])])
+def test_a_batch_has_a_size_that_fits_its_images(run, dataset, monkeypatch, count, batch_sizes):
+    """The images of a batch decide how much memory the network takes."""
+    seen = []
+
+    def record(params, apply_fn, images, **settings):
+        seen.append(len(images))
+        return predict_logits(params, apply_fn, images, **settings)
+
+    monkeypatch.setattr("cnn_jax.run.predict", record)
+    monkeypatch.setattr(batches, "MOST_BYTES", 4 * 16 * 16)
+    run.predict(dataset.test.images[:count])
+    assert seen == batch_sizes
 
 
 def inverted(path, tmp_path):
@@ -174,6 +200,54 @@ def test_a_name_stays_on_its_line_and_hidden_files_are_left_alone(call, pictures
     status, lines, err = call(folder)
     assert (status, err, len(lines)) == (0, "", 1)
     assert "a\\nb.png" in lines[0]
+
+
+HOSTILE_NAMES = ("\x1b[31mred", "two\nlines", "turned\u202eround")
+PRINTED_NAMES = (r"\x1b[31mred", r"two\nlines", r"turned\u202eround")
+
+
+@pytest.fixture
+def hostile(run, dataset, monkeypatch):
+    """The commands find a run and a data set with names that a terminal obeys."""
+    monkeypatch.setattr("cnn_jax.run.load_run", lambda *args: dataclasses.replace(run, class_names=HOSTILE_NAMES))
+    named = dataclasses.replace(dataset, class_names=HOSTILE_NAMES, name="\x1b[2Jset")
+    monkeypatch.setattr(data, "load", lambda config: named)
+
+
+@pytest.mark.usefixtures("hostile")
+def test_predict_prints_no_name_that_a_terminal_obeys(call, pictures, tmp_path):
+    shutil.copy(next(iter(pictures)), tmp_path / "pictures" / "\x1b[31m\u202e.png")
+    status, lines, err = call(tmp_path / "pictures")
+    assert (status, err, len(lines)) == (0, "", len(pictures) + 1)
+    assert all(line.isprintable() for line in lines)
+    for text in (*PRINTED_NAMES, r"/\x1b[31m\u202e.png: "):
+        assert any(text in line for line in lines)
+
+
+@pytest.mark.usefixtures("hostile")
+def test_evaluate_prints_no_name_that_a_terminal_obeys(call):
+    status, lines, err = call(command=evaluate)
+    assert (status, err) == (0, "")
+    assert all(line.isprintable() for line in lines)
+    assert lines[0].startswith(r"dataset: \x1b[2Jset step: ")
+    for text in PRINTED_NAMES:
+        assert any(text in line for line in lines)
+
+
+@pytest.mark.usefixtures("hostile")
+def test_json_escapes_every_name_and_loses_none(call, pictures, tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff\xc3\xa9.png")  # not valid UTF-8
+    try:
+        shutil.copy(next(iter(pictures)), path)
+    except OSError:
+        pytest.skip("the file system has no such names")
+    status, (line,), err = call("--json", path)
+    assert (status, err) == (0, "")
+    assert line.isascii()
+    assert line.isprintable()
+    answer = json.loads(line)
+    assert answer["path"] == str(path)
+    assert {entry["name"] for entry in answer["classes"]} == set(HOSTILE_NAMES)
 
 
 def test_all_of_a_folder_that_was_not_trained_on_is_evaluated(call, dataset, tmp_path):

@@ -31,3 +31,15 @@ def test_confused_pairs_most_often_first():
 
 def test_no_confusion():
     assert confused_pairs(LABELS, LABELS, NAMES) == "most confused: none"
+
+
+def test_names_are_printed_so_that_no_terminal_obeys_them():
+    names = ("\x1b[31mcat", "d\nog", "y\u202eak")
+    table, pairs = class_table(LABELS, PREDICTIONS, names), confused_pairs(LABELS, PREDICTIONS, names)
+    assert all(line.isprintable() for line in (table + pairs).split("\n"))
+    for text in (r"\x1b[31mcat ", r"d\nog ", r"y\u202eak "):
+        assert text in table
+    assert pairs.splitlines()[1:] == [
+        r"  \x1b[31mcat taken for d\nog: 2 of 3",
+        r"  y\u202eak taken for \x1b[31mcat: 1 of 4",
+    ]

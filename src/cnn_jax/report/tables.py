@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import classification_report, confusion_matrix
 
+from cnn_jax.errors import printable
+
 
 def class_table(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> str:
     """Precision, recall, F1 and support of each class, and their averages.
@@ -12,10 +14,11 @@ def class_table(labels: np.ndarray, predictions: np.ndarray, class_names: Sequen
     Args:
         labels: int ``[N]``, the true classes.
         predictions: int ``[N]``, the predicted ones.
-        class_names: by class.
+        class_names: by class; printed as ``printable`` gives them.
     """
+    names = [printable(name) for name in class_names]
     return classification_report(
-        labels, predictions, labels=range(len(class_names)), target_names=class_names, digits=4, zero_division=0
+        labels, predictions, labels=range(len(names)), target_names=names, digits=4, zero_division=0
     )
 
 
@@ -25,13 +28,14 @@ def confused_pairs(labels: np.ndarray, predictions: np.ndarray, class_names: Seq
     Args:
         labels: int ``[N]``, the true classes.
         predictions: int ``[N]``, the predicted ones.
-        class_names: by class.
+        class_names: by class; printed as ``printable`` gives them.
         most: lines.
     """
     counts = confusion_matrix(labels, predictions, labels=range(len(class_names)))
     supports = counts.sum(axis=1)
+    names = [printable(name) for name in class_names]
     lines = [
-        f"  {class_names[true]} taken for {class_names[predicted]}: {times} of {supports[true]}"
+        f"  {names[true]} taken for {names[predicted]}: {times} of {supports[true]}"
         for true, predicted, times in most_confused(counts, most)
     ]
     return "\n".join(["most confused:", *lines]) if lines else "most confused: none"
