@@ -1,5 +1,6 @@
 """The contract of the commands: what they print, leave and return."""
 
+import errno
 import json
 import os
 import pty
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from cnn_jax import cli, evaluate, train
 
@@ -102,11 +104,58 @@ def test_a_bar_on_a_terminal_only(tmp_path):
 def test_compiled_programs_are_kept_in_the_users_cache(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     environment["XDG_CACHE_HOME"] = str(tmp_path)
-    words = ("-m", "cnn_jax.train", "--dataset", "digits", "--epochs", 1, "--workdir", "run")
-    assert python(*words, cwd=tmp_path, env=environment).returncode == 0
-    kept = [path.name for path in (tmp_path / "cnn_jax" / "compiled").iterdir()]
-    assert any("train_chunk" in name for name in kept)
-    assert any("evaluate" in name for name in kept)
+
+    def train(workdir):
+        words = ("-m", "cnn_jax.train", "--dataset", "digits", "--epochs", 1, "--workdir", workdir)
+        trained = python(*words, cwd=tmp_path, env=environment)
+        assert (trained.returncode, trained.stderr) == (0, f"run directory: {workdir}\n")
+
+    train("first")
+    cache = tmp_path / "cnn_jax" / "compiled"
+    assert cache.stat().st_mode & 0o777 == 0o700
+    contents = {path: path.read_bytes() for path in cache.iterdir()}
+    assert any("train_chunk" in path.name for path in contents)
+    assert any("evaluate" in path.name for path in contents)
+    for path, content in contents.items():
+        path.write_bytes(content[: len(content) // 2])
+    train("second")
+    sizes = {path: len(content) for path, content in contents.items() if path.name.endswith("-cache")}
+    assert all(path.stat().st_size > 0.9 * size for path, size in sizes.items()), "damaged entries stay damaged"
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), 1),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 15414067200 bytes."), 1),
+        (RuntimeError("INTERNAL: Error dispatching computation: Out of memory allocating 7 bytes."), 1),
+    ],
+)
+def test_out_of_memory_is_one_line(capsys, error, expected):
+    def fail(args):
+        raise error
+
+    assert cli.run(fail) == expected
+    assert capsys.readouterr().err == (
+        "error: out of memory: use smaller images, a smaller --batch-size, or a machine with more memory\n"
+    )
+
+
+def test_a_broken_pipe_is_success_only_for_standard_output(capsys):
+    def fail(args):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe", "/some/file")
+
+    assert cli.run(fail) == 1
+    assert capsys.readouterr().err == "error: Broken pipe: /some/file\n"
+
+
+@pytest.mark.parametrize("descriptor", [0, 1, 2])
+def test_closed_standard_streams_do_no_harm(digits_run, tmp_path, descriptor):
+    _, workdir = digits_run
+    words = [sys.executable, "-m", "cnn_jax.export", str(workdir), "--format", "safetensors", "--output", "file"]
+    exported = subprocess.run(words, cwd=tmp_path, preexec_fn=lambda: os.close(descriptor), check=False)
+    assert exported.returncode == 0
+    assert load_file(tmp_path / "file")
 
 
 def test_nobody_reading_the_lines_is_no_error(digits_run):

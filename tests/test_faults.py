@@ -3,13 +3,16 @@
 import contextlib
 import dataclasses
 import json
+import os
 import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -22,7 +25,6 @@ from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.fitting import StoppedError, fit
 from cnn_jax.report import page, plots
 from cnn_jax.run import load_run
-from cnn_jax.workdir import Workdir
 
 CONFIG = Config(epochs=4, batch_size=10, dataset="squares", seed=3, checkpoint_every=3)
 
@@ -57,6 +59,13 @@ def assert_same_outcome(workdir, reference):
     jax.tree.map(np.testing.assert_array_equal, *arrays)
 
 
+def count_asks(workdir):
+    """How often a whole training asks whether to stop."""
+    asks = []
+    fit(CONFIG, workdir, stop_requested=lambda: bool(asks.append(0)))
+    return len(asks)
+
+
 def stop_at(step):
     """A question that is answered with yes at the ``step``-th time."""
     times = iter(range(1_000_000))
@@ -69,6 +78,16 @@ def test_stopped_anywhere_and_gone_on_with_is_the_same_to_the_bit(tmp_path, whol
         fit(CONFIG, tmp_path / "parts", stop_requested=stop_at(asked))
     fit(CONFIG, tmp_path / "parts", resume=True)
     assert_same_outcome(tmp_path / "parts", whole)
+
+
+@pytest.mark.parametrize("last", range(1, 6))
+def test_stopped_while_the_report_is_written_it_says_how_to_go_on(tmp_path, whole, small_data, last):
+    asked = count_asks(tmp_path / "counted") - last
+    with pytest.raises(StoppedError, match=r"stopped after step 20: continue with python -m cnn_jax\.train --resume"):
+        fit(CONFIG, tmp_path / "parts", stop_requested=stop_at(asked))
+    fit(CONFIG, tmp_path / "parts", resume=True)
+    assert_same_outcome(tmp_path / "parts", whole)
+    assert {path.name for path in (tmp_path / "parts").iterdir()} == {path.name for path in whole.iterdir()}
 
 
 def test_a_checkpoint_inside_an_epoch_is_never_the_best(whole):
@@ -128,6 +147,52 @@ def test_going_on_from_the_older_checkpoint_is_the_same_to_the_bit(tmp_path, who
     damage(max(files, key=lambda path: path.stat().st_size), how)
     fit(CONFIG, tmp_path / "parts", resume=True)
     assert_same_outcome(tmp_path / "parts", whole)
+
+
+def test_damaged_checkpoints_are_kept_until_the_next_time(tmp_path, small_data):
+    fit(CONFIG, tmp_path)
+    (tmp_path / "checkpoints/20/sha256sums").write_text("no sums\n")
+    fit(CONFIG, tmp_path, resume=True)
+    names = {path.name.rstrip("0123456789") for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"", "damaged-20-"}
+    fit(dataclasses.replace(CONFIG, epochs=5), tmp_path, resume=True)
+    assert all(path.name.isdecimal() for path in (tmp_path / "checkpoints").iterdir())
+
+
+# TensorStore tells of files that vanish while it reads them, besides the error that it raises.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_checkpoints_can_be_read_while_others_replace_them(tmp_path, whole, small_data, caplog):
+    shutil.copytree(whole, tmp_path / "run")
+    config = dataclasses.replace(CONFIG, epochs=16, checkpoint_every=1)
+    training = threading.Thread(target=fit, args=(config, tmp_path / "run"), kwargs={"resume": True})
+    training.start()
+    loaded = []
+    while training.is_alive():
+        loaded.append(int(load_run(tmp_path / "run", "best" if len(loaded) % 4 == 0 else "newest").state.step))
+    training.join()
+    assert len(set(loaded)) > 3, "nothing was saved meanwhile"
+    assert loaded[-1] <= load_run(tmp_path / "run").state.step == 80
+    assert "damaged" not in caplog.text
+
+
+def test_a_checkpoint_counts_when_it_is_on_the_disk(tmp_path, small_data, monkeypatch):
+    """After a loss of power there are the sums of no file that is not there whole."""
+    synced = []
+    fsync = os.fsync
+
+    def record(descriptor):
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    fit(dataclasses.replace(CONFIG, epochs=1, checkpoint_every=None), tmp_path)
+    checkpoint = tmp_path / "checkpoints" / "5"
+    (sums,) = (path for path in synced if path.endswith("sha256sums") and Path(path).parent == checkpoint)
+    before = synced[: synced.index(sums)]
+    after = synced[synced.index(sums) :]
+    assert {str(path) for path in checkpoint.rglob("*")} - {str(checkpoint / "sha256sums")} <= set(before)
+    assert [str(checkpoint), str(checkpoint.parent)] == after[1:3]
+    assert any(path.endswith("-config.yaml") for path in synced)
 
 
 def test_all_checkpoints_damaged_is_an_error(tmp_path, small_data):
@@ -205,6 +270,49 @@ def test_interrupted_while_compiling_it_can_be_gone_on_with(tmp_path, whole, sma
     assert_same_outcome(tmp_path / "parts", whole)
 
 
+@pytest.mark.parametrize("setting", [field.name for field in dataclasses.fields(Config)])
+def test_only_some_settings_may_change(tmp_path, whole, small_data, setting):
+    """What determines the result may not, whatever it is; when to stop, what to save and where data are may."""
+    shutil.copytree(whole, tmp_path / "run")
+    other = {
+        "epochs": 5,
+        "batch_size": 11,
+        "learning_rate": 0.02,
+        "dataset": "circles",
+        "data_dir": "elsewhere",
+        "image_size": (16, 16),
+        "channels": 1,
+        "skip_unreadable": True,
+        "shuffle": False,
+        "model": "other",
+        "init_from": "weights.safetensors",
+        "seed": 4,
+        "target_accuracy": 0.1,
+        "checkpoint_every": 2,
+        "deterministic": True,
+        "tensorboard": True,
+    }
+    changed = dataclasses.replace(CONFIG, **{setting: other[setting]})
+    if setting in {"epochs", "data_dir", "target_accuracy", "checkpoint_every", "tensorboard"}:
+        assert fit(changed, tmp_path / "run", resume=True).history
+    else:
+        with pytest.raises(UsageError, match=f"trained with other settings: {setting} was"):
+            fit(changed, tmp_path / "run", resume=True)
+
+
+def test_a_run_that_another_process_began_meanwhile_is_kept(tmp_path, whole, small_data, monkeypatch):
+    load = data.load
+
+    def load_slowly(config):
+        shutil.copytree(whole, tmp_path / "run")
+        return load(config)
+
+    monkeypatch.setattr(data, "load", load_slowly)
+    with pytest.raises(UsageError, match="holds a run"):
+        fit(dataclasses.replace(CONFIG, seed=4), tmp_path / "run")
+    assert_same_outcome(tmp_path / "run", whole)
+
+
 def test_fewer_epochs_than_are_begun_is_refused(tmp_path, small_data):
     with pytest.raises(StoppedError):
         fit(CONFIG, tmp_path, stop_requested=stop_at(3))
@@ -246,10 +354,12 @@ def wait_until_saved(workdir, step):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of its own, of 3 MB."""
+    """A file system of its own, of 9 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=9m,nr_inodes=12k", "tmpfs", disk], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("may not mount a file system")
     yield disk
@@ -309,16 +419,6 @@ def test_a_directory_that_turns_read_only_is_one_error_and_what_was_saved_is_kep
     assert_same_outcome(tmp_path / "run", whole)
 
 
-def test_pictures_and_summary_are_whole_or_old(tmp_path):
-    directory = Workdir(tmp_path)
-    (tmp_path / "curves.png").write_text("old")
-
-    with contextlib.suppress(ZeroDivisionError), directory.replacing("curves.png") as path:
-        path.write_text("ne")
-        1 / 0  # noqa: B018
-    assert (tmp_path / "curves.png").read_text() == "old"
-
-
 def command(workdir, *words, epochs=4):
     flags = ["--dataset=digits", f"--epochs={epochs}", "--batch-size=40", "--checkpoint-every=7", "--seed=5"]
     return [sys.executable, "-m", "cnn_jax.train", *flags, "--workdir", str(workdir), *words]
@@ -338,32 +438,142 @@ def wait_for_checkpoint(workdir, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, uninterrupted, number, status):
+def start(workdir, *words, stderr):
+    """A training process whose standard error is read, or broken as if its reader were gone, full or closed."""
+    redirection = {"full": "2>/dev/full", "closed": "2>&-"}.get(stderr, "")
+    shell = ["bash", "-c", f'exec "$@" {redirection}', "bash", *command(workdir, *words)]
+    process = subprocess.Popen(shell, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_checkpoint(workdir, process)
+    if stderr == "broken":
+        process.stderr.close()
+        process.stderr = None
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "stderr"),
+    [
+        (signal.SIGTERM, 143, "read"),
+        (signal.SIGINT, 130, "broken"),
+        (signal.SIGTERM, 143, "closed"),
+        (signal.SIGHUP, 129, "full"),
+    ],
+)
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, uninterrupted, number, status, stderr):
     workdir = tmp_path / "run"
-    with subprocess.Popen(command(workdir), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        wait_for_checkpoint(workdir, process)
+    with start(workdir, stderr=stderr) as process:
+        saved = finished_checkpoints(workdir)
         process.send_signal(number)
-        began = time.monotonic()
-        _, err = process.communicate(timeout=60)
-    assert time.monotonic() - began < 10
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == status
-    assert re.search(
-        rf"stopped after step \d+: continue with python -m cnn_jax.train --resume --workdir {workdir}\n", err
-    )
+    assert finished_checkpoints(workdir) - saved
+    assert (workdir / ".lock").read_bytes() == b"", "what was meant for standard error went into a file"
+    if stderr == "read":
+        resume = f"python -m cnn_jax.train --resume --workdir {workdir}"
+        assert re.search(rf"stopped after step \d+: continue with {resume}\n", err)
     subprocess.run(command(workdir, "--resume"), check=True, capture_output=True)
     assert_same_outcome(workdir, uninterrupted)
 
 
-def test_asked_twice_it_stops_at_once(tmp_path, uninterrupted):
-    workdir = tmp_path / "run"
-    with subprocess.Popen(command(workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+@pytest.fixture
+def waiting():
+    """A process that has asked once whether to stop, and waits for what never comes, as in a chunk that takes long."""
+    script = """
+import time
+from cnn_jax.cli import StopSignals
+with StopSignals() as signals:
+    print(signals.received(), flush=True)
+    for _ in range(600):
+        time.sleep(0.1)
+"""
+    words = [sys.executable, "-c", script]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1) as process:
+        assert process.stdout.readline() == "False\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
+def test_asked_twice_it_stops_at_once(waiting, first, second):
+    waiting.send_signal(first)
+    assert waiting.stderr.readline() == "stopping after this chunk; once more to stop at once\n"
+    assert waiting.poll() is None
+    waiting.send_signal(second)
+    assert waiting.wait(timeout=10) == 128 + second
+    assert waiting.stderr.read() == "interrupted\n"
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    """As Ctrl-C is in what a shell starts in the background, and a hang-up under nohup."""
+    script = """
+import signal
+from cnn_jax.cli import StopSignals
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with StopSignals() as signals:
+    signals.received()
+    signal.raise_signal(signal.SIGHUP)
+    print(signals.received())
+    signal.raise_signal(signal.SIGTERM)
+    print(signals.received(), signals.exit_status)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "143"]
+
+
+def test_temporary_files_are_removed_when_it_stops_at_once(tmp_path):
+    script = """
+import os, pathlib, signal, time
+from cnn_jax import cli, files
+def main(args):
+    with files.replacing(pathlib.Path("file")) as path, files.temporary_directory(pathlib.Path()) as directory:
+        (directory / "large").touch()
+        assert len(os.listdir()) == 2
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(60)
+cli.start(main)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+def fill(disk, workdir):
+    (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - 200_000))
+
+
+def use_up_inodes(disk, workdir):
+    with contextlib.suppress(OSError):
+        for number in range(1_000_000):
+            (disk / str(number)).touch()
+
+
+def move_away(disk, workdir):
+    workdir.rename(disk / "elsewhere")
+
+
+def block(disk, workdir):
+    """Take the names that checkpoints will be renamed to."""
+    for step in range(2000):
+        with contextlib.suppress(FileExistsError):
+            (workdir / "checkpoints" / str(step) / "in the way").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("break_disk", [fill, use_up_inodes, move_away, block])
+def test_a_save_that_fails_is_one_line(small_disk, break_disk):
+    workdir = small_disk / "run"
+    words = command(workdir, "--checkpoint-every=3", epochs=1000)
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         wait_for_checkpoint(workdir, process)
-        process.send_signal(signal.SIGINT)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=10) == 130
-    subprocess.run(command(workdir, "--resume"), check=True, capture_output=True)
-    assert_same_outcome(workdir, uninterrupted)
+        break_disk(small_disk, workdir)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 1
+    assert re.fullmatch(r"error: cannot write .*: fix this, then rerun with --resume\n", err)
 
 
 @pytest.mark.slow

@@ -257,6 +257,8 @@ def test_going_on_with_a_changed_data_set_is_refused(tmp_path, dataset, monkeypa
     for changed in (
         dataclasses.replace(dataset, class_names=("top", "middle", "below")),
         dataclasses.replace(dataset, train=Split(dataset.train.images, labels)),
+        dataclasses.replace(dataset, test=Split(dataset.test.images, np.roll(dataset.test.labels, 1))),
+        dataclasses.replace(dataset, test=Split(255 - dataset.test.images, dataset.test.labels)),
     ):
         monkeypatch.setattr(data, "load", lambda config, changed=changed: dataclasses.replace(changed, name="squares"))
         with pytest.raises(UsageError, match=r"the dataset changed since the run in .* was trained"):

@@ -51,7 +51,10 @@ def start(main: Callable[[Sequence[str]], int]) -> NoReturn:
     _ignore_errors_of_other_threads()
     use_every_processor()
     _keep_compiled_programs()
-    sys.exit(run(main))
+    status = run(main)
+    if status == CnnJaxError.exit_status:
+        _discard(STDERR)  # the error is told; the threads of a failed save print tracebacks until Python has ended
+    sys.exit(status)
 
 
 def run(main: Callable[[Sequence[str]], int]) -> int:
@@ -74,6 +77,12 @@ def run(main: Callable[[Sequence[str]], int]) -> int:
             if reader_is_gone:  # as under ``| head``: it has all it wanted
                 return 0
         say(f"error: {error.strerror}: {error.filename or 'standard output'}")
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        # As numpy and Python say it, and jax, whose error is not imported for a command that only prints its help.
+        if not isinstance(error, MemoryError) and not re.search("Out of memory|RESOURCE_EXHAUSTED", str(error)):
+            raise
+        say("error: out of memory: use smaller images, a smaller --batch-size, or a machine with more memory")
         return 1
 
 
@@ -120,13 +129,13 @@ def _ignore_errors_of_other_threads() -> None:
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     threading.excepthook = lambda args: None
-    print_exception = sys.excepthook
+    show_unraisable = sys.unraisablehook
 
-    def excepthook(*error: Any) -> None:
+    def unraisablehook(unraisable: "sys.UnraisableHookArgs") -> None:
         if threading.current_thread() is threading.main_thread():
-            print_exception(*error)
+            show_unraisable(unraisable)
 
-    sys.excepthook = excepthook
+    sys.unraisablehook = unraisablehook
 
 
 def _flushing(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:

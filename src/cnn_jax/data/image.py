@@ -192,7 +192,7 @@ def _opened_image(
                 if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
                     raise UsageError(f"{name} is too large, {width}x{height} pixels: {limits}")
                 yield image
-        except UsageError:
+        except (UsageError, MemoryError):
             raise
         except UnidentifiedImageError:
             raise UsageError(f"{name} is not a PNG, JPEG, WebP or BMP image") from None

@@ -107,6 +107,8 @@ def _read_one(directory: Path, which: Which, read: Callable[[Path], Result]) -> 
         try:
             path, damaged = _choose(directory, finished, which)
             result = read(path)
+        except MemoryError:
+            raise
         except Exception as error:
             # The sums reveal an accident, not malice: the files may hold anything, and Orbax may make anything of it.
             failure = error if isinstance(error, CnnJaxError) else _foreign(directory, _cause(error))
