@@ -44,23 +44,23 @@ from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split, idx
 from cnn_jax.data.image import read_image
 from cnn_jax.errors import CnnJaxError
-from cnn_jax.exporting.weights import read_params
-from cnn_jax.fitting import fit
-from cnn_jax.meta import FORMAT
+from cnn_jax.formats.weights import read_params
 from cnn_jax.models import create_model
-from cnn_jax.run import Run, load_run
+from cnn_jax.runs.checkpoint import SUMS, CheckpointWriter, _sums
+from cnn_jax.runs.fit import fit
+from cnn_jax.runs.metadata import FORMAT
+from cnn_jax.runs.run import Run, load_run
+from cnn_jax.runs.workdir import Workdir
 from cnn_jax.training import loop
-from cnn_jax.training.checkpoint import SUMS, CheckpointWriter, _sums
 from cnn_jax.training.state import abstract_train_state
-from cnn_jax.workdir import Workdir
 
 Files = Mapping[str, bytes]
 """Contents by relative path."""
 
-MOST_MEMORY = 1 << 30
+MAX_MEMORY = 1 << 30
 """Bytes that an input may cost over what the process had at its peak before; no input is larger than a few millions."""
 
-LONGEST_MESSAGE = 1000
+MAX_MESSAGE = 1000
 
 EXTREMES = (0, 1, 2**7, 2**8, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
 HUGE = "9" * 5000
@@ -148,7 +148,7 @@ def _attempt(reader: Reader, files: Files, tally: Tally) -> None:
             tally.refused += 1
         tally.slowest = max(tally.slowest, time.perf_counter() - began)
         taken = peak_memory() - before
-        assert taken < MOST_MEMORY, f"{taken / 2**20:.0f} MiB for {sum(map(len, files.values()))} bytes"
+        assert taken < MAX_MEMORY, f"{taken / 2**20:.0f} MiB for {sum(map(len, files.values()))} bytes"
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def late_callbacks_ignored() -> Iterator[None]:
 
 def check_message(message: str) -> None:
     """Fail unless an error's message is one short line, without a terminal's control characters."""
-    assert len(message) < LONGEST_MESSAGE, f"{len(message)} characters: {message[:200]!r}"
+    assert len(message) < MAX_MESSAGE, f"{len(message)} characters: {message[:200]!r}"
     assert not any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in message), repr(message)
 
 
@@ -326,7 +326,7 @@ META = {
     "device_count": 1,
     "image_shape": [16, 16, 1],
     "data_sha256": DATASET.sha256,
-    "dark_ground": True,
+    "dark_background": True,
     "class_names": ["top", "middle", "bottom"],
     "history": [
         {
@@ -343,7 +343,7 @@ META = {
     ],
     "epoch": {
         "seconds": 0.25,
-        "metrics": {"loss": 1.0, "num_correct": 4, "num_examples": 10, "broken_at": 2**31 - 1},
+        "metrics": {"loss": 1.0, "num_correct": 4, "num_examples": 10, "first_nonfinite_step": 2**31 - 1},
     },
 }
 

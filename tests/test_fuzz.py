@@ -16,7 +16,7 @@ import pytest
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split, idx
 from cnn_jax.errors import CnnJaxError, UsageError
-from cnn_jax.run import load_run
+from cnn_jax.runs.run import load_run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "fuzz.py"
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from cnn_jax import batches, cli, data, evaluate, predict
 from cnn_jax.config import Config
-from cnn_jax.fitting import fit
-from cnn_jax.run import Run
+from cnn_jax.runs.fit import fit
+from cnn_jax.runs.run import Run
 from cnn_jax.training.loop import predict as predict_logits
 
 LINE = re.compile(r"(.*): (top|middle|bottom) (\d\.\d{4}), (top|middle|bottom) (\d\.\d{4})")
@@ -101,7 +101,7 @@ def test_files_are_read_batch_by_batch(call, pictures, monkeypatch):
         return predict(self, images)
 
     monkeypatch.setattr(Run, "predict", record)
-    monkeypatch.setattr(batches, "MOST_BYTES", 4 * 16 * 16)
+    monkeypatch.setattr(batches, "MAX_BYTES", 4 * 16 * 16)
     assert call(*pictures) == whole
     assert sizes == [4, 4, 4, 4, 4, 3]
 
@@ -115,8 +115,8 @@ def test_a_batch_has_a_size_that_fits_its_images(run, dataset, monkeypatch, coun
         seen.append(len(images))
         return predict_logits(params, apply_fn, images, **settings)
 
-    monkeypatch.setattr("cnn_jax.run.predict", record)
-    monkeypatch.setattr(batches, "MOST_BYTES", 4 * 16 * 16)
+    monkeypatch.setattr("cnn_jax.runs.run.predict", record)
+    monkeypatch.setattr(batches, "MAX_BYTES", 4 * 16 * 16)
     run.predict(dataset.test.images[:count])
     assert seen == batch_sizes
 
@@ -128,7 +128,7 @@ def inverted(path, tmp_path):
 
 
 def test_dark_on_light_is_inverted_where_the_network_learned_light_on_dark(call, run, pictures, tmp_path):
-    assert run.dark_ground
+    assert run.dark_background
     path = next(iter(pictures))
     other = inverted(path, tmp_path)
     answers = {
@@ -144,7 +144,7 @@ def test_dark_on_light_is_inverted_where_the_network_learned_light_on_dark(call,
 
 def test_nothing_is_inverted_by_itself_where_grounds_differ(run, pictures, tmp_path):
     other = inverted(next(iter(pictures)), tmp_path)
-    kept = dataclasses.replace(run, dark_ground=False).prepare(other)
+    kept = dataclasses.replace(run, dark_background=False).prepare(other)
     np.testing.assert_array_equal(kept.squeeze(), np.asarray(Image.open(other)))
 
 
@@ -209,7 +209,7 @@ PRINTED_NAMES = (r"\x1b[31mred", r"two\nlines", r"turned\u202eround")
 @pytest.fixture
 def hostile(run, dataset, monkeypatch):
     """The commands find a run and a data set with names that a terminal obeys."""
-    monkeypatch.setattr("cnn_jax.run.load_run", lambda *args: dataclasses.replace(run, class_names=HOSTILE_NAMES))
+    monkeypatch.setattr("cnn_jax.runs.run.load_run", lambda *args: dataclasses.replace(run, class_names=HOSTILE_NAMES))
     named = dataclasses.replace(dataset, class_names=HOSTILE_NAMES, name="\x1b[2Jset")
     monkeypatch.setattr(data, "load", lambda config: named)
 

@@ -9,7 +9,7 @@ from cnn_jax.errors import CnnJaxError, UsageError
 __all__ = ["CnnJaxError", "Config", "Run", "UsageError", "fit", "load_data", "load_run"]
 
 # jax takes a second to import, which somebody who asks a command for help need not wait for.
-_IMPORTED_LATER = {"Run": "cnn_jax.run", "load_run": "cnn_jax.run", "fit": "cnn_jax.fitting"}
+_IMPORTED_LATER = {"Run": "cnn_jax.runs.run", "load_run": "cnn_jax.runs.run", "fit": "cnn_jax.runs.fit"}
 
 
 def __getattr__(name: str) -> object:

@@ -14,7 +14,7 @@ from cnn_jax.errors import printable
 
 if TYPE_CHECKING:
     from cnn_jax.data import Dataset
-    from cnn_jax.run import Run
+    from cnn_jax.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def main(args: Sequence[str]) -> int:
     flags = cli.parse(EvaluateFlags, args, module="cnn_jax.evaluate")
     # What follows is slow to import, and of no use to somebody who mistyped a flag.
     from cnn_jax.report.tables import class_table, confused_pairs
-    from cnn_jax.run import load_run
+    from cnn_jax.runs.run import load_run
 
     run = load_run(flags.run, flags.checkpoint)
     dataset = _load(run, flags)

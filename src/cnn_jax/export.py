@@ -10,7 +10,7 @@ from tyro.conf import Positional, arg
 
 from cnn_jax import cli
 from cnn_jax.errors import printable
-from cnn_jax.exporting import FILE_NAMES, Format
+from cnn_jax.formats import FILE_NAMES, Format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ def main(args: Sequence[str]) -> int:
     """Run the command; returns its exit status."""
     flags = cli.parse(ExportFlags, args, module="cnn_jax.export")
     # What follows is slow to import, and of no use to somebody who mistyped a flag.
-    from cnn_jax.run import load_run
+    from cnn_jax.runs.run import load_run
 
     run = load_run(flags.run, flags.checkpoint)
     if flags.data_dir is not None:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from cnn_jax import cli
-from cnn_jax.batches import MOST_IMAGES, batch_size_for
 from cnn_jax.errors import UsageError, printable
+from cnn_jax.training.batches import MAX_IMAGES, batch_size_for
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cnn_jax.run import Run
+    from cnn_jax.runs.run import Run
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Of the files in a folder that are taken for images; a file that is named may have any."""
@@ -65,7 +65,7 @@ def main(args: Sequence[str]) -> int:
     if flags.top_k < 1:
         raise UsageError(f"--top-k must be above zero, not {flags.top_k}")
     # What follows is slow to import, and of no use to somebody who mistyped a flag.
-    from cnn_jax.run import load_run
+    from cnn_jax.runs.run import load_run
 
     run = load_run(flags.run, flags.checkpoint)
     for path, probabilities in _classify(run, _files(flags.paths), flags):
@@ -100,7 +100,7 @@ def _classify(run: "Run", files: Iterator[Path], flags: PredictFlags) -> Iterato
     from cnn_jax.data.image import quiet
 
     # The largest batch: the number of files is known only at their end.
-    batch_size = batch_size_for(run.image_shape, MOST_IMAGES)
+    batch_size = batch_size_for(run.image_shape, MAX_IMAGES)
     errors: list[UsageError] = []
 
     def read(path: Path) -> "np.ndarray | UsageError":

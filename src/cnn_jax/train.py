@@ -37,8 +37,8 @@ def main(args: Sequence[str]) -> int:
     flags = parse(args)
     config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
     # What follows is slow to import, and of no use to somebody who mistyped a flag.
-    from cnn_jax.fitting import DETERMINISTIC_OPS, StoppedError, fit, reached_target
     from cnn_jax.report.console import EpochPrinter
+    from cnn_jax.runs.fit import DETERMINISTIC_OPS, StoppedError, fit, reached_target
 
     if config.deterministic:
         # XLA reads its flags once, when jax first looks for devices.
@@ -71,7 +71,7 @@ def parse(args: Sequence[str]) -> TrainFlags:
     if flags.config is not None:
         defaults = Config.from_yaml(flags.config)
     elif flags.resume:
-        from cnn_jax.run import load_config
+        from cnn_jax.runs.run import load_config
 
         defaults = load_config(flags.workdir)
     else:

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cnn_jax.data import catalogue
-from cnn_jax.data.catalogue import FAMILIES, PARTS, Family
+from cnn_jax.data import mnist
+from cnn_jax.data.mnist import FAMILIES, PARTS, Family
 
 COUNTS = (6, 4)
 SHAPE = (5, 4, 1)
@@ -140,7 +140,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
                 spelling = part if form == "plain" else part.replace("-idx", ".idx")
                 (directory / spelling).write_bytes(state.files[name][part])
 
-    monkeypatch.setattr(catalogue, "family", family)
+    monkeypatch.setattr(mnist, "family", family)
     state.put = put
     return state
 

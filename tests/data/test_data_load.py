@@ -7,7 +7,7 @@ import pytest
 
 from cnn_jax import data
 from cnn_jax.config import Config
-from cnn_jax.data.catalogue import PARTS
+from cnn_jax.data.mnist import PARTS
 from cnn_jax.errors import CnnJaxError, UsageError
 
 

@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from cnn_jax.data import digits
-from cnn_jax.data.holdout import hold_out
+from cnn_jax.data.splits import hold_out
 from cnn_jax.errors import UsageError
 
 

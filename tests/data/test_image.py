@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from cnn_jax.data import image
-from cnn_jax.data.image import LONGEST_SIDE, MAX_FILE_BYTES, MOST_PIXELS, image_size, is_colour, quiet, read_image
+from cnn_jax.data.image import MAX_FILE_BYTES, MAX_PIXELS, MAX_SIDE, image_size, is_colour, quiet, read_image
 from cnn_jax.data.memory import MemoryBudget
 from cnn_jax.errors import UsageError
 
@@ -338,10 +338,10 @@ def webp(width, height):
     [
         png(65535, 65535, 8, 2, []),
         png(2**31 - 1, 2**31 - 1, 8, 2, []),
-        png(LONGEST_SIDE + 1, 1, 8, 0, [bytes(LONGEST_SIDE + 1)]),
-        png(1, LONGEST_SIDE + 1, 8, 0, []),
+        png(MAX_SIDE + 1, 1, 8, 0, [bytes(MAX_SIDE + 1)]),
+        png(1, MAX_SIDE + 1, 8, 0, []),
         png(10_000, 10_000, 8, 2, []),
-        png(10_000, MOST_PIXELS // 10_000 + 1, 8, 2, []),
+        png(10_000, MAX_PIXELS // 10_000 + 1, 8, 2, []),
         bmp(65535, 65535),
         bmp(2**31 - 1, -(2**31)),
         jpeg(65500, 65500),
@@ -359,7 +359,7 @@ def test_too_large(tmp_path, content):
 
 def test_just_not_too_large():
     assert image_size(io.BytesIO(png(8192, 8192, 8, 2, []))) == (8192, 8192)
-    assert read(png(LONGEST_SIDE, 1, 8, 0, [bytes(LONGEST_SIDE)]), (2, 2)).max() == 0
+    assert read(png(MAX_SIDE, 1, 8, 0, [bytes(MAX_SIDE)]), (2, 2)).max() == 0
 
 
 def test_what_is_no_file(tmp_path):

@@ -21,7 +21,7 @@ from PIL import Image
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split
 from cnn_jax.report.page import save_page
-from cnn_jax.training.loop import EpochRecord
+from cnn_jax.training.history import EpochRecord
 
 STEPS_PER_EPOCH = 15
 SUMMARY = {

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cnn_jax.report.plots import save_confusion, save_curves
-from cnn_jax.training.loop import EpochRecord
+from cnn_jax.training.history import EpochRecord
 
 RECORD = EpochRecord(0, 15, 900, 30.0, 0.6, 1.5, 0.7, 1.0, 1437.0)
 

@@ -10,9 +10,9 @@ from tensorboardX.proto.event_pb2 import Event
 from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
-from cnn_jax.fitting import fit
 from cnn_jax.report.tensorboard import EventFiles
-from cnn_jax.training.loop import EpochRecord
+from cnn_jax.runs.fit import fit
+from cnn_jax.training.history import EpochRecord
 
 HISTORY = [
     EpochRecord(n, 15 * (n + 1), 900, 30.0 / (n + 1), 0.6 + n / 10, 1.5 / (n + 1), 0.5 + n / 10, 2.0, 450.0)

@@ -8,9 +8,10 @@ import pytest
 from jax.sharding import Mesh
 
 from cnn_jax.config import Config
-from cnn_jax.data.order import epoch_order
+from cnn_jax.data.shuffle import epoch_order
 from cnn_jax.training import loop, sharding
-from cnn_jax.training.loop import BrokenNumbersError, EpochRecord, Trainer, take_batch
+from cnn_jax.training.history import EpochRecord
+from cnn_jax.training.loop import NonFiniteError, Trainer, take_batch
 from cnn_jax.training.sharding import SAME, on_every_device, parts_along
 from cnn_jax.training.step import Batch, eval_step, train_step
 
@@ -206,9 +207,7 @@ def test_from_any_step_it_comes_out_the_same_to_the_bit(dataset, step):
 def test_numbers_that_break_are_noticed_with_their_step(dataset, monkeypatch, chunk):
     monkeypatch.setattr(loop, "CHUNK", chunk)
     trainer = Trainer(dataclasses.replace(CONFIG, learning_rate=1e9), dataset)
-    with pytest.raises(
-        BrokenNumbersError, match=r"not finite at step 1: train anew with a --learning-rate below 1e\+09"
-    ):
+    with pytest.raises(NonFiniteError, match=r"not finite at step 1: train anew with a --learning-rate below 1e\+09"):
         list(trainer.epochs(trainer.start()))
 
 

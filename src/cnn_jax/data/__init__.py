@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from cnn_jax.config import Config
-from cnn_jax.data import catalogue, digits, folder, prepared
+from cnn_jax.data import digits, folder, mnist, tfds
 from cnn_jax.data.dataset import Dataset, Split
 from cnn_jax.errors import UsageError, suggest
 from cnn_jax.files import expanded, user_cache
@@ -34,8 +34,8 @@ def load(config: Config) -> Dataset:
     match config.dataset.partition(":"):
         case "auto", "", "":
             try:
-                return catalogue.load("fashion_mnist", directory)
-            except catalogue.DownloadError as error:
+                return mnist.load("fashion_mnist", directory)
+            except mnist.DownloadError as error:
                 logger.warning(
                     "using scikit-learn's digits: Fashion-MNIST is not in %s and cannot be downloaded (%s)",
                     directory,
@@ -44,13 +44,13 @@ def load(config: Config) -> Dataset:
                 return digits.load()
         case "digits", "", "":
             return digits.load()
-        case name, "", "" if name in catalogue.FAMILIES:
-            return catalogue.load(name, directory)
+        case name, "", "" if name in mnist.FAMILIES:
+            return mnist.load(name, directory)
         case "tfds", ":", name if name:
-            return prepared.load(name, directory)
+            return tfds.load(name, directory)
         case "folder", ":", path if path:
             return folder.load(path, config)
-    known = ("auto", *catalogue.FAMILIES, "digits", "tfds:NAME", "folder:PATH")
+    known = ("auto", *mnist.FAMILIES, "digits", "tfds:NAME", "folder:PATH")
     raise UsageError(
         f"unknown data set {config.dataset!r}{suggest(config.dataset, known)}; data sets: {', '.join(known)}"
     )

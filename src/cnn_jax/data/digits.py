@@ -3,7 +3,7 @@
 import numpy as np
 
 from cnn_jax.data.dataset import Dataset
-from cnn_jax.data.holdout import hold_out
+from cnn_jax.data.splits import hold_out
 
 SIZE = 28
 BRIGHTEST = 16

@@ -14,8 +14,8 @@ import numpy as np
 from cnn_jax.config import Config
 from cnn_jax.data.cache import ImageCache
 from cnn_jax.data.dataset import Dataset, Split
-from cnn_jax.data.holdout import hold_out_of_each_class
 from cnn_jax.data.image import image_size, is_colour, opened, quiet, read_image
+from cnn_jax.data.splits import hold_out_of_each_class
 from cnn_jax.errors import UsageError
 from cnn_jax.files import expanded, user_cache
 

@@ -25,7 +25,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_FILE_BYTES = 1 << 28
 """Of an image file: 268 million, enough for any that is not stored without compression."""
 
-MOST_PIXELS = 1 << 26
+MAX_PIXELS = 1 << 26
 """Of an image: 67 million, whose decoding takes 0.5 to 1.3 GB. Pillow's own limits are above."""
 
 BYTES_PER_PIXEL = 20
@@ -37,10 +37,10 @@ BLOCK_BYTES = 1 << 26
 READING = MemoryBudget(MAX_FILE_BYTES)
 """For the files that are open at one time: some decoders read them whole."""
 
-DECODING = MemoryBudget(MOST_PIXELS * BYTES_PER_PIXEL)
+DECODING = MemoryBudget(MAX_PIXELS * BYTES_PER_PIXEL)
 """For the images that are decoded at one time, 1.3 GB: a tiny file may hold the largest image."""
 
-LONGEST_SIDE = (1 << 16) - 1
+MAX_SIDE = (1 << 16) - 1
 """Pixels, JPEG's own limit. What resizing needs besides the image grows with the side, not with the area."""
 
 GREY_MODES = ("1", "L", "LA", "I;16")
@@ -177,7 +177,7 @@ def _opened_image(
     from PIL import Image, UnidentifiedImageError
 
     name = source if isinstance(source, Path) else getattr(source, "name", "the image")
-    limits = f"at most {MOST_PIXELS} pixels, and {LONGEST_SIDE} in a row or column, are read"
+    limits = f"at most {MAX_PIXELS} pixels, and {MAX_SIDE} in a row or column, are read"
     with opened(source) if isinstance(source, Path) else contextlib.nullcontext(source) as file:
         try:
             num_bytes = file.seek(0, os.SEEK_END)
@@ -189,7 +189,7 @@ def _opened_image(
                     file = io.BytesIO(content)
                 image = stack.enter_context(Image.open(file, formats=FORMATS))
                 width, height = image.size
-                if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
+                if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                     raise UsageError(f"{name} is too large, {width}x{height} pixels: {limits}")
                 yield image
         except (UsageError, MemoryError):

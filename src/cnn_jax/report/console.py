@@ -7,7 +7,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cnn_jax.training.loop import ChunkReport, EpochRecord
+from cnn_jax.training.history import EpochRecord
+from cnn_jax.training.loop import ChunkReport
 
 
 class EpochPrinter:

@@ -18,15 +18,15 @@ import numpy as np
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
 from cnn_jax.report.tables import most_confused
-from cnn_jax.training.loop import EpochRecord
+from cnn_jax.training.history import EpochRecord
 
-MOST_CLASSES = 100
+MAX_CLASSES = 100
 """Of more, nobody could read the confusion matrix, and it would make up most of the file."""
 
-MOST_PAIRS = 8
+MAX_PAIRS = 8
 """Pairs of classes named as the most often confused."""
 
-MOST_PICTURES = 24
+MAX_PICTURES = 24
 """Test images shown of those classified wrongly."""
 
 PICTURE_SIDE = 96
@@ -35,7 +35,7 @@ PICTURE_SIDE = 96
 PIXELATED_BELOW = 64
 """Pixels: the pictures of a shorter longer side are enlarged into squares, and not blurred."""
 
-MOST_MARKERS = 30
+MAX_MARKERS = 30
 """Epochs that have room for a mark each on a curve."""
 
 RIGHT_SHADES = (0.5, 0.8, 0.9, 0.95)
@@ -166,9 +166,9 @@ def save_page(
         names=names,
         right=int(np.trace(counts)),
         total=len(labels),
-        pairs=most_confused(counts, MOST_PAIRS),
+        pairs=most_confused(counts, MAX_PAIRS),
         supports=counts.sum(axis=1).tolist(),
-        matrix=_matrix(counts) if len(names) <= MOST_CLASSES else None,
+        matrix=_matrix(counts) if len(names) <= MAX_CLASSES else None,
         shades={
             kind: list(itertools.pairwise((0, *bounds, 1)))
             for kind, bounds in (("right", RIGHT_SHADES), ("wrong", WRONG_SHADES))
@@ -260,7 +260,7 @@ def _chart(
     curves = []
     for (name, values), label_y in zip(series.items(), label_ys, strict=True):
         drawn = [(epoch, value) for epoch, value in zip(epochs, values, strict=True) if math.isfinite(value)]
-        marked = drawn if len(epochs) <= MOST_MARKERS else drawn[-1:]
+        marked = drawn if len(epochs) <= MAX_MARKERS else drawn[-1:]
         curves.append(
             Curve(
                 name,
@@ -338,7 +338,7 @@ def _most_wrong(dataset: Dataset, logits: np.ndarray) -> list[Picture]:
     answers = np.nan_to_num(logits[wrong]).astype(np.float64)  # of infinite ones the largest finite number
     odds = np.exp(answers - answers.max(axis=-1, keepdims=True))
     probabilities = (odds / odds.sum(axis=-1, keepdims=True))[np.arange(len(wrong)), predictions[wrong]]
-    surest = np.argsort(-probabilities, kind="stable")[:MOST_PICTURES]
+    surest = np.argsort(-probabilities, kind="stable")[:MAX_PICTURES]
     return [
         Picture(
             index=int(index),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cnn_jax.training.loop import EpochRecord
+from cnn_jax.training.history import EpochRecord
 
 
 def save_curves(path: Path, history: Sequence[EpochRecord], steps_per_epoch: int) -> None:

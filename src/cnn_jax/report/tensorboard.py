@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cnn_jax.errors import CnnJaxError, UsageError
-from cnn_jax.training.loop import EpochRecord
+from cnn_jax.training.history import EpochRecord
 
 FILE_VERSION = "brain.Event:2"
 """What every event file says first."""

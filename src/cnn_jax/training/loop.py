@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
-from cnn_jax.data.order import epoch_order
+from cnn_jax.data.shuffle import epoch_order
 from cnn_jax.errors import CnnJaxError
 from cnn_jax.models import create_model
-from cnn_jax.training.metrics import NEVER, Metrics
+from cnn_jax.training.history import EpochRecord
+from cnn_jax.training.metrics import NO_STEP, Metrics
 from cnn_jax.training.sharding import (
     make_mesh,
     on_every_device,
@@ -31,40 +32,6 @@ from cnn_jax.training.step import Batch, Params, cross_entropy, eval_step, num_c
 
 CHUNK = 100
 """Steps per call of the compiled program: as many as the host leaves unwatched."""
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch came to; as text, the line that the command prints.
-
-    Attributes:
-        epoch: counted from 0.
-        step: steps taken since training began.
-        total_correct: training examples classified rightly, each before the update it took part in.
-        loss: sum of the batches' mean losses.
-        train_accuracy: ``total_correct`` as a fraction.
-        test_loss: mean over the test examples, after the epoch.
-        test_accuracy: fraction of the test examples, after the epoch.
-        seconds: of training, without compilation and evaluation.
-        images_per_second: training examples over ``seconds``.
-    """
-
-    epoch: int
-    step: int
-    total_correct: int
-    loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
-    seconds: float
-    images_per_second: float
-
-    def __str__(self) -> str:
-        return (
-            f"epoch: {self.epoch} total_correct: {self.total_correct} loss: {self.loss:.2f} "
-            f"test_accuracy: {self.test_accuracy:.4f} test_loss: {self.test_loss:.4f} "
-            f"seconds: {self.seconds:.2f} images_per_second: {self.images_per_second:.0f}"
-        )
 
 
 def num_steps(num_examples: int, batch_size: int) -> int:
@@ -117,7 +84,7 @@ def train_chunk(
         def body(step: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry
             batch = take_batch(images, labels, order, step, batch_size, mesh)
-            state, step_metrics = train_step(state, batch, add_parts=sum_over_devices)
+            state, step_metrics = train_step(state, batch, reduce_grads=sum_over_devices)
             return state, metrics + step_metrics
 
         return jax.lax.fori_loop(*steps, body, (state, metrics))
@@ -162,7 +129,7 @@ def evaluate(
     """
     logits = predict(params, apply_fn, images, batch_size=batch_size, mesh=mesh)
     loss = cross_entropy(logits, labels).sum()
-    metrics = Metrics(loss, num_correct(logits, labels), jnp.int32(len(labels)), jnp.int32(NEVER))
+    metrics = Metrics(loss, num_correct(logits, labels), jnp.int32(len(labels)), jnp.int32(NO_STEP))
     return metrics, logits
 
 
@@ -192,7 +159,7 @@ class Progress:
     seconds: float
 
 
-class BrokenNumbersError(CnnJaxError):
+class NonFiniteError(CnnJaxError):
     """The loss or the gradient of a step is infinite or not a number."""
 
 
@@ -252,7 +219,7 @@ class Trainer:
             Each epoch's record, and the progress at its end.
 
         Raises:
-            BrokenNumbersError: the loss or the gradient stopped being finite; known at the next chunk's end.
+            NonFiniteError: the loss or the gradient stopped being finite; known at the next chunk's end.
         """
         state, metrics = replicate((progress.state, progress.metrics), self.mesh)
         progress = Progress(progress.step, state, metrics, progress.seconds)
@@ -268,9 +235,9 @@ class Trainer:
         return evaluate(params, self._model.apply, *self._test, batch_size=self._batch_size, mesh=self.mesh)
 
     def check_finite(self, metrics: Metrics) -> None:
-        """Raise BrokenNumbersError where a step was not finite; waits for the steps that the metrics are of."""
-        if (step := int(metrics.broken_at)) != NEVER:
-            raise BrokenNumbersError(
+        """Raise NonFiniteError where a step was not finite; waits for the steps that the metrics are of."""
+        if (step := int(metrics.first_nonfinite_step)) != NO_STEP:
+            raise NonFiniteError(
                 f"the loss or the gradient is not finite at step {step}: train anew with a --learning-rate below "
                 f"{self._config.learning_rate:g}"
             )

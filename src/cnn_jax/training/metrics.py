@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-NEVER = 2**31 - 1
+NO_STEP = 2**31 - 1
 """The step at which something happened that did not happen."""
 
 
@@ -17,18 +17,18 @@ class Metrics:
             adds the losses of its examples.
         num_correct: int32, examples whose largest logit is their label's.
         num_examples: int32, examples seen; padding does not count.
-        broken_at: int32, the first step whose loss or new parameters were not finite, or ``NEVER``.
+        first_nonfinite_step: int32, the first step whose loss or new parameters were not finite, or ``NO_STEP``.
     """
 
     loss: jax.Array
     num_correct: jax.Array
     num_examples: jax.Array
-    broken_at: jax.Array
+    first_nonfinite_step: jax.Array
 
     @classmethod
     def zero(cls) -> "Metrics":
         """The sum over no steps."""
-        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.int32(NEVER))
+        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.int32(NO_STEP))
 
     @classmethod
     def from_numbers(cls, numbers: dict[str, float]) -> "Metrics":
@@ -45,5 +45,5 @@ class Metrics:
             loss=self.loss + other.loss,
             num_correct=self.num_correct + other.num_correct,
             num_examples=self.num_examples + other.num_examples,
-            broken_at=jnp.minimum(self.broken_at, other.broken_at),
+            first_nonfinite_step=jnp.minimum(self.first_nonfinite_step, other.first_nonfinite_step),
         )

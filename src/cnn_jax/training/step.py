@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
 
-from cnn_jax.training.metrics import NEVER, Metrics
+from cnn_jax.training.metrics import NO_STEP, Metrics
 
 Params = dict[str, Any]
 
@@ -65,26 +65,26 @@ def loss_fn(params: Params, apply_fn: Callable[..., jax.Array], batch: Batch) ->
     return jnp.sum(cross_entropy(logits, batch.labels), where=batch.mask) / batch.num_examples, logits
 
 
-@partial(jax.jit, static_argnames="add_parts", donate_argnames="state")
+@partial(jax.jit, static_argnames="reduce_grads", donate_argnames="state")
 def train_step(
-    state: TrainState, batch: Batch, *, add_parts: Callable[[Any], Any] = lambda tree: tree
+    state: TrainState, batch: Batch, *, reduce_grads: Callable[[Any], Any] = lambda tree: tree
 ) -> tuple[TrainState, Metrics]:
     """Forward pass, loss, gradient, Adam update.
 
     Args:
         state: parameters and optimiser state; its memory is given to the new state.
         batch: the examples.
-        add_parts: where each of several devices has a part of the batch, the sum over them of a tree of arrays.
+        reduce_grads: where each of several devices has a part of the batch, the sum over them of a tree of arrays.
 
     Returns:
         The state one step on, and this step's metrics, taken before the update.
     """
     (loss, logits), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.apply_fn, batch)
-    grads, loss, correct = add_parts((grads, loss, num_correct(logits, batch.labels, batch.mask)))
+    grads, loss, correct = reduce_grads((grads, loss, num_correct(logits, batch.labels, batch.mask)))
     new_state = state.apply_gradients(grads=grads)
     # A gradient that is not finite makes parameters that are not.
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(new_state.params))
-    return new_state, Metrics(loss, correct, batch.num_examples, jnp.where(finite, NEVER, state.step))
+    return new_state, Metrics(loss, correct, batch.num_examples, jnp.where(finite, NO_STEP, state.step))
 
 
 def eval_step(params: Params, apply_fn: Callable[..., jax.Array], images: jax.Array) -> jax.Array:

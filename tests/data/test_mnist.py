@@ -1,0 +1,236 @@
+import gzip
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnn_jax.data import download, mnist
+from cnn_jax.data.mnist import FAMILIES, PARTS
+from cnn_jax.errors import CnnJaxError, UsageError
+
+GENUINE = Path(os.environ.get("CNN_JAX_DATA_DIR", "nowhere"))
+needs_genuine = pytest.mark.skipif(
+    not any((GENUINE / folder / f"{PARTS[0]}.gz").is_file() for folder in ("", "fashion_mnist")),
+    reason="CNN_JAX_DATA_DIR holds no Fashion-MNIST",
+)
+
+
+def assert_is(dataset, name, arrays):
+    assert dataset.name == name
+    assert dataset.class_names == ("a", "b", "c")
+    for split, images, labels in ((dataset.train, *PARTS[:2]), (dataset.test, *PARTS[2:])):
+        assert split.images.dtype == np.uint8
+        assert split.labels.dtype == np.int32
+        np.testing.assert_array_equal(split.images, arrays[images][..., np.newaxis])
+        np.testing.assert_array_equal(split.labels, arrays[labels])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("form", ["gzip", "plain", "dotted"])
+@pytest.mark.parametrize("folder", ["", "own"])
+def test_files_on_disk(fakes, tmp_path, monkeypatch, name, form, folder):
+    monkeypatch.setitem(sys.modules, "requests", None)
+    fakes.put(name, tmp_path / (folder and name), form)
+    assert_is(mnist.load(name, tmp_path), name, fakes.arrays[name])
+
+
+def test_own_folder_comes_first(fakes, tmp_path):
+    fakes.put("mnist", tmp_path)
+    fakes.put("fashion_mnist", tmp_path / "fashion_mnist", "plain")
+    fakes.put("mnist", tmp_path / "mnist")
+    assert_is(mnist.load("fashion_mnist", tmp_path), "fashion_mnist", fakes.arrays["fashion_mnist"])
+
+
+def test_unpacked_under_the_packed_name(fakes, tmp_path):
+    fakes.put("mnist", tmp_path)
+    (tmp_path / f"{PARTS[0]}.gz").write_bytes(fakes.files["mnist"][PARTS[0]])
+    assert_is(mnist.load("mnist", tmp_path), "mnist", fakes.arrays["mnist"])
+
+
+def test_another_familys_files(fakes, tmp_path):
+    fakes.put("mnist", tmp_path)
+    for name in ("fashion_mnist", "kmnist"):
+        with pytest.raises(UsageError, match=f"{PARTS[0]}.gz is mnist's {PARTS[0]}, not {name}'s"):
+            mnist.load(name, tmp_path)
+
+
+@pytest.mark.parametrize("form", ["gzip", "plain"])
+def test_another_familys_single_file(fakes, tmp_path, form):
+    fakes.put("kmnist", tmp_path, form)
+    suffix, bodies = (".gz", fakes.gzipped) if form == "gzip" else ("", fakes.files)
+    (tmp_path / f"{PARTS[3]}{suffix}").write_bytes(bodies["mnist"][PARTS[3]])
+    with pytest.raises(UsageError, match=f"{PARTS[3]}(.gz)? is mnist's {PARTS[3]}, not kmnist's"):
+        mnist.load("kmnist", tmp_path)
+
+
+@pytest.mark.parametrize("form", ["gzip", "plain"])
+def test_swapped_files(fakes, tmp_path, form):
+    fakes.put("mnist", tmp_path, form)
+    images, labels = (tmp_path / f"{part}{'.gz' if form == 'gzip' else ''}" for part in PARTS[:2])
+    images.rename(tmp_path / "aside")
+    labels.rename(images)
+    (tmp_path / "aside").rename(labels)
+    with pytest.raises(UsageError, match=f"is mnist's {PARTS[1]}, not mnist's {PARTS[0]}"):
+        mnist.load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("form", ["gzip", "plain"])
+@pytest.mark.parametrize("damage", [lambda body: body[:-3], lambda body: body + b"\0", lambda body: b""])
+def test_damaged_file_is_an_error_and_stays(fakes, served, tmp_path, form, damage):
+    fakes.put("fashion_mnist", tmp_path, form)
+    path = tmp_path / f"{PARTS[2]}{'.gz' if form == 'gzip' else ''}"
+    path.write_bytes(damaged := damage(path.read_bytes()))
+    (tmp_path / f"{PARTS[0]}{'.gz' if form == 'gzip' else ''}").unlink()
+    with pytest.raises(UsageError, match=f"{PARTS[2]}.* is damaged or not fashion_mnist's: .*; delete it"):
+        mnist.load("fashion_mnist", tmp_path)
+    assert path.read_bytes() == damaged
+    assert served.asked == []
+
+
+# Of kmnist's unpacked files no sums are known, so what they hold is looked at.
+@pytest.mark.parametrize(
+    ("part", "array", "wrong"),
+    [
+        (PARTS[0], np.ones((5, 5, 4), np.uint8), "do not belong together: 5 images, 6 labels"),
+        (PARTS[1], np.ones(7, np.uint8), "do not belong together: 6 images, 7 labels"),
+        (PARTS[2], np.ones((4, 4, 5), np.uint8), r"images \(4, 4, 5, 1\), not \(4, 5, 4, 1\)"),
+        (PARTS[3], np.array([0, 1, 3, 0], np.uint8), "label 3 where there are 3 classes"),
+        (PARTS[0], np.ones(6, np.uint8), "holds labels, not images"),
+    ],
+)
+def test_files_without_a_known_sum(fakes, tmp_path, idx_bytes, part, array, wrong):
+    fakes.put("kmnist", tmp_path, "plain")
+    (tmp_path / part).write_bytes(idx_bytes(array))
+    with pytest.raises(UsageError, match=wrong) as caught:
+        mnist.load("kmnist", tmp_path)
+    assert str(tmp_path / part) in str(caught.value)
+
+
+def test_too_few_of_both_without_a_known_sum(fakes, tmp_path, idx_bytes):
+    fakes.put("kmnist", tmp_path, "plain")
+    (tmp_path / PARTS[0]).write_bytes(idx_bytes(np.ones((3, 5, 4), np.uint8)))
+    (tmp_path / PARTS[1]).write_bytes(idx_bytes(np.ones(3, np.uint8)))
+    with pytest.raises(UsageError, match=r"images \(3, 5, 4, 1\), not \(6, 5, 4, 1\)"):
+        mnist.load("kmnist", tmp_path)
+
+
+def test_packed_file_without_the_catalogues_sum(fakes, tmp_path):
+    fakes.put("kmnist", tmp_path)
+    (tmp_path / f"{PARTS[0]}.gz").write_bytes(gzip.compress(fakes.files["kmnist"][PARTS[0]], 1, mtime=1))
+    with pytest.raises(UsageError, match="is damaged or not kmnist's"):
+        mnist.load("kmnist", tmp_path)
+
+
+def test_download_and_then_no_more(fakes, served, tmp_path, capfd):
+    directory = tmp_path / "not" / "there yet"
+    assert_is(mnist.load("mnist", directory), "mnist", fakes.arrays["mnist"])
+    assert sorted(path.relative_to(directory) for path in directory.rglob("*")) == [
+        Path("mnist"),
+        *sorted(Path("mnist", f"{part}.gz") for part in PARTS),
+    ]
+    asked = len(served.asked)
+    assert {Path(path).stem for path in served.asked} == set(PARTS)
+    assert_is(mnist.load("mnist", directory), "mnist", fakes.arrays["mnist"])
+    assert len(served.asked) == asked
+    assert capfd.readouterr() == ("", "")
+
+
+def test_only_what_is_missing_is_downloaded(fakes, served, tmp_path):
+    fakes.put("mnist", tmp_path, "plain")
+    (tmp_path / PARTS[3]).unlink()
+    assert_is(mnist.load("mnist", tmp_path), "mnist", fakes.arrays["mnist"])
+    assert set(served.asked) == {f"/mnist/{PARTS[3]}.gz"}
+
+
+def test_downloading_another_file_than_the_catalogues(fakes, served, tmp_path):
+    served.bodies[f"/mnist/{PARTS[2]}.gz"] = served.bodies[f"/kmnist/{PARTS[2]}.gz"]
+    with pytest.raises(CnnJaxError, match=f"{PARTS[2]}.gz sent something else") as caught:
+        mnist.load("mnist", tmp_path)
+    assert type(caught.value) is CnnJaxError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_network_failure_leaves_what_was_there(fakes, closed_url, tmp_path):
+    fakes.url = closed_url
+    fakes.put("mnist", tmp_path)
+    (tmp_path / f"{PARTS[3]}.gz").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(mnist.DownloadError) as caught:
+        mnist.load("mnist", tmp_path)
+    message = str(caught.value)
+    assert f"{closed_url}/mnist/{PARTS[3]}.gz: no connection" in message
+    assert f"put the files into {tmp_path}, or choose --dataset digits" in message
+    assert caught.value.exit_status == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("below", ["", "further/below"])
+def test_data_dir_that_is_a_file(fakes, tmp_path, below):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"cannot read the data directory .*file.*: Not a directory; .*--data-dir"):
+        mnist.load("mnist", tmp_path / "file" / below)
+
+
+def test_data_dir_that_cannot_be_made(fakes, served, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "for good")
+    with pytest.raises(UsageError, match=r"cannot write to the data directory .*link: .*--data-dir"):
+        mnist.load("mnist", tmp_path / "link")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no file here that opens and does not read")
+def test_unreadable_file(fakes, tmp_path):
+    (tmp_path / PARTS[0]).symlink_to("/proc/self/mem")
+    with pytest.raises(UsageError, match=f"cannot read .*{PARTS[0]}: "):
+        mnist.load("mnist", tmp_path)
+
+
+def test_a_file_that_is_too_large_is_not_hashed(fakes, tmp_path):
+    with (tmp_path / PARTS[0]).open("wb") as file:
+        file.truncate(200 * 10**9)
+    with pytest.raises(UsageError, match=rf"cannot read .*{PARTS[0]}: larger than \d+ bytes; delete it to have it"):
+        mnist.load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "host"),
+    [
+        ("fashion_mnist", ("T-shirt/top", "Ankle boot"), "fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
+        ("mnist", ("0", "9"), "storage.googleapis.com"),
+        ("kmnist", ("o", "wo"), "codh.rois.ac.jp"),
+    ],
+)
+def test_the_real_catalogue(tmp_path, name, classes, host):
+    family = mnist.family(name, tmp_path)
+    assert (family.class_names[0], family.class_names[-1], len(family.class_names)) == (*classes, 10)
+    assert family.image_shape == (28, 28, 1)
+    assert family.counts == (60_000, 10_000)
+    assert sorted(family.urls) == sorted(PARTS)
+    assert all(host in url and part in url for part, url in family.urls.items())
+    encrypted = [url.startswith(("https://", *download.HTTPS)) for url in family.urls.values()]
+    assert all(encrypted)
+    assert all(len(sha256) == 64 for sha256 in family.part_of_sha256)
+    assert sorted(family.part_of_sha256.values()) == sorted(PARTS * (1 if name == "kmnist" else 2))
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_genuine
+@pytest.mark.parametrize("unpack", [False, True])
+def test_genuine_fashion_mnist(tmp_path, monkeypatch, unpack):
+    monkeypatch.setitem(sys.modules, "requests", None)
+    directory = GENUINE
+    if unpack:
+        directory = tmp_path
+        folder = GENUINE if (GENUINE / f"{PARTS[0]}.gz").is_file() else GENUINE / "fashion_mnist"
+        for part in PARTS:
+            (tmp_path / part).write_bytes(gzip.decompress((folder / f"{part}.gz").read_bytes()))
+    dataset = mnist.load("fashion_mnist", directory)
+    assert dataset.image_shape == (28, 28, 1)
+    assert dataset.train.images.shape == (60_000, 28, 28, 1)
+    assert dataset.test.images.shape == (10_000, 28, 28, 1)
+    assert np.bincount(dataset.train.labels).tolist() == [6000] * 10
+    assert np.bincount(dataset.test.labels).tolist() == [1000] * 10
+    assert dataset.train.labels[:4].tolist() == [9, 0, 0, 3]
+    assert dataset.train.images.mean() / 255 == pytest.approx(0.2860, abs=1e-4)
+    assert dataset.class_names[9] == "Ankle boot"

@@ -1,0 +1,331 @@
+import importlib.util
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets
+from PIL import Image
+from tensorflow_datasets import features as kinds
+
+from cnn_jax.data import tfds
+from cnn_jax.errors import CnnJaxError, UsageError
+
+CLASSIFIED = {
+    "picture": kinds.Image(shape=(None, None, 3)),
+    "kind": kinds.ClassLabel(names=["a", "b"]),
+}
+
+
+def png(array):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def example(index, size=(5, 4), **others):
+    pixels = np.full((*size, 3), index, np.uint8)
+    pixels[0, 0] = 1, 2, 3
+    return {"picture": png(pixels), "kind": index % 2, **others}
+
+
+def builder_class(name, splits, features=None, supervised_keys=("picture", "kind")):
+    """A data set that needs no TensorFlow: its images come as PNG."""
+
+    def info(self):
+        return tensorflow_datasets.core.DatasetInfo(
+            builder=self,
+            features=tensorflow_datasets.features.FeaturesDict(features or CLASSIFIED),
+            supervised_keys=supervised_keys,
+        )
+
+    def split_generators(self, download_manager):
+        return {split: enumerate(examples) for split, examples in splits.items()}
+
+    # A data set must say how it makes examples even where the splits already say it.
+    members = {
+        "VERSION": tensorflow_datasets.core.Version("1.0.0"),
+        "__module__": __name__,
+        "_info": info,
+        "_split_generators": split_generators,
+        "_generate_examples": lambda self: iter(()),
+    }
+    return type(name, (tensorflow_datasets.core.GeneratorBasedBuilder,), members)
+
+
+def prepare(directory, splits, **options):
+    """Leave a data set in a directory as tensorflow-datasets prepares it, with nothing but the files to know it by."""
+    tensorflow_datasets.disable_progress_bar()
+    with tensorflow_datasets.core.registered.skip_registration():
+        builder = builder_class("Shapes", splits, **options)(data_dir=directory)
+    builder.download_and_prepare(file_format="array_record")
+    return directory / "shapes" / "1.0.0"
+
+
+@pytest.fixture
+def tensorflow(monkeypatch):
+    """Says whether TensorFlow is installed, whatever is true."""
+
+    def say(installed):
+        find = importlib.util.find_spec
+
+        def found(name, *rest):
+            return (object() if installed else None) if name == "tensorflow" else find(name, *rest)
+
+        monkeypatch.setattr(importlib.util, "find_spec", found)
+
+    return say
+
+
+def test_train_and_test(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(tfds, "PIECE", 4)
+    examples = {"validation": [example(99)], "test": map(example, range(20, 23)), "train": map(example, range(10))}
+    prepare(tmp_path, examples)
+    capfd.readouterr()
+    dataset = tfds.load("shapes", tmp_path)
+    assert dataset.name == "tfds:shapes"
+    assert dataset.class_names == ("a", "b")
+    assert dataset.train.images.shape == (10, 5, 4, 3)
+    assert dataset.train.images.dtype == np.uint8
+    assert dataset.train.labels.dtype == np.int32
+    indices = dataset.train.images[:, 1, 1, 0]
+    assert sorted(indices) == list(range(10))
+    np.testing.assert_array_equal(dataset.train.labels, indices % 2)
+    assert (dataset.train.images[:, 0, 0] == [1, 2, 3]).all()
+    assert sorted(dataset.test.images[:, 1, 1, 0]) == [20, 21, 22]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_validation_where_there_is_no_test(tmp_path):
+    prepare(tmp_path, {"train": map(example, range(4)), "validation": map(example, range(20, 22))})
+    assert sorted(tfds.load("shapes", tmp_path).test.images[:, 1, 1, 0]) == [20, 21]
+
+
+def test_a_fifth_held_out_where_there_is_only_train(tmp_path):
+    prepare(tmp_path, {"train": map(example, range(20))})
+    first, second = (tfds.load("shapes", tmp_path) for _ in range(2))
+    assert np.bincount(first.test.labels).tolist() == [2, 2]
+    assert np.bincount(first.train.labels).tolist() == [8, 8]
+    indices = np.concatenate([first.train.images, first.test.images])[:, 1, 1, 0]
+    assert sorted(indices) == list(range(20))
+    np.testing.assert_array_equal(first.test.images, second.test.images)
+
+
+def test_features_found_without_supervised_keys(tmp_path):
+    features = CLASSIFIED | {"caption": kinds.Text()}
+    examples = [example(index, caption="text") for index in range(10)]
+    prepare(tmp_path, {"train": examples}, features=features, supervised_keys=None)
+    assert len(tfds.load("shapes", tmp_path).train) == 8
+
+
+def test_features_chosen_by_supervised_keys(tmp_path):
+    features = {"colour": kinds.ClassLabel(num_classes=9)} | CLASSIFIED
+    prepare(tmp_path, {"train": [example(index, colour=7) for index in range(10)]}, features=features)
+    dataset = tfds.load("shapes", tmp_path)
+    assert dataset.class_names == ("a", "b")
+    assert sorted(dataset.test.labels) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("features", "supervised_keys", "extra"),
+    [
+        (
+            {
+                "kind": kinds.ClassLabel(num_classes=2),
+                "text": kinds.Text(),
+            },
+            ("text", "kind"),
+            "text",
+        ),
+        (CLASSIFIED | {"other": kinds.ClassLabel(num_classes=9)}, None, "other"),
+        (
+            CLASSIFIED | {"picture": kinds.Image(shape=(None, None, 1), dtype=np.uint16)},
+            None,
+            "kind",
+        ),
+        (
+            {"picture": kinds.Image(), "text": kinds.Text()},
+            ("picture", "text"),
+            "text",
+        ),
+    ],
+)
+def test_not_one_image_with_one_class(tmp_path, features, supervised_keys, extra):
+    whole = example(1) | {extra: "text" if extra == "text" else 1}
+    examples = [{key: whole[key] for key in features}]
+    prepare(tmp_path, {"train": examples}, features=features, supervised_keys=supervised_keys)
+    with pytest.raises(UsageError, match="tfds:shapes is not a data set of 8-bit images with one class each"):
+        tfds.load("shapes", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("splits", "wrong"),
+    [
+        ({"train": [example(0), example(1, (5, 5))]}, r"train split of tfds:shapes has images of differing sizes"),
+        ({"train": [example(0)], "test": [example(1) | {"kind": -1}]}, "test split of .* without a label"),
+        ({"train": [example(0), {"picture": b"no image", "kind": 0}]}, "train split of .* cannot be read"),
+        ({"unsupervised": [example(0)]}, "has no training split, only unsupervised"),
+        ({"train": [example(0), example(1)]}, "too few examples to hold a test split out"),
+    ],
+)
+def test_what_cannot_be_trained_on(tmp_path, splits, wrong):
+    prepare(tmp_path, splits)
+    with pytest.raises(UsageError, match=wrong) as caught:
+        tfds.load("shapes", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_records(tmp_path):
+    folder = prepare(tmp_path, {"train": map(example, range(10))})
+    records = next(folder.glob("*train*"))
+    content = bytearray(records.read_bytes())
+    content[100:120] = bytes(20)
+    records.write_bytes(content)
+    with pytest.raises(UsageError, match=r"train split of tfds:shapes cannot be read: .*; prepare it again"):
+        tfds.load("shapes", tmp_path)
+
+
+def test_another_file_format(tmp_path):
+    info = prepare(tmp_path, {"train": map(example, range(10))}) / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UsageError, match=f"lies in {info.parent} as tfrecord, not as array_record; prepare it"):
+        tfds.load("shapes", tmp_path)
+
+
+def test_not_prepared_and_no_tensorflow(tmp_path, tensorflow, capfd, caplog):
+    tensorflow(False)
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[tfds\]'") as caught:
+        tfds.load("cifar10", tmp_path)
+    assert str(tmp_path / "cifar10") in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+
+
+def test_prepared_at_need(tmp_path, tensorflow, monkeypatch, capfd):
+    tensorflow(True)
+    builder_class("ShapesPreparedAtNeed", {"train": map(example, range(10))})
+    dataset = tfds.load("shapes_prepared_at_need", tmp_path)
+    assert len(dataset.train) == 8
+    assert list((tmp_path / "shapes_prepared_at_need" / "1.0.0").glob("*.array_record*"))
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "examples/s" not in err
+
+
+def test_preparation_that_fails(tmp_path, tensorflow):
+    tensorflow(True)
+
+    def broken():
+        yield example(0)
+        raise RuntimeError("the archive is\nbroken")
+
+    builder_class("ShapesThatFail", {"train": broken()})
+    with pytest.raises(CnnJaxError, match=r"tfds:shapes_that_fail cannot be prepared: .*the archive is") as caught:
+        tfds.load("shapes_that_fail", tmp_path)
+    assert caught.value.exit_status == 1
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("cifer10", "has no data set 'cifer10'; did you mean 'cifar10'?"),
+        ("emnist/lettrs", "tfds:emnist/lettrs cannot be used: BuilderConfig lettrs not found"),
+        ("cifar10:0.0.1", "Dataset cifar10 cannot be loaded at version 0.0.1, only"),
+        ("coco", "tfds:coco "),  # which needs TensorFlow even to be asked what it is
+        ("imdb_reviews", "tfds:imdb_reviews is not a data set of 8-bit images with one class each"),
+    ],
+)
+def test_names_that_do_not_serve(tmp_path, name, wrong, capfd):
+    with pytest.raises(UsageError) as caught:
+        tfds.load(name, tmp_path)
+    assert wrong in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """The name of a feature in a module that can be imported, and is not to be."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "foreign_features.py").write_text("Feature = None")
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    yield "foreign_features.Feature"
+    sys.modules.pop("foreign_features", None)
+
+
+IMAGE = "tensorflow_datasets.core.features.image_feature.Image"
+DICT = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda content, foreign: content.replace(IMAGE, foreign),
+        lambda content, foreign: content.replace(DICT, foreign),
+        lambda content, foreign: content.replace(f'"pythonClassName": "{IMAGE}"', f'"python_class_name": "{foreign}"'),
+        lambda content, foreign: json.dumps({"type": foreign, "content": {}}),
+        lambda content, foreign: json.dumps({"type": DICT, "content": {"x": {"type": foreign, "content": {}}}}),
+        lambda content, foreign: json.dumps(
+            {"pythonClassName": DICT, "jsonFeature": {"json": json.dumps({"x": {"type": foreign, "content": {}}})}}
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["shapes", "shapes:1.0.0", "Shapes"])
+def test_features_of_other_modules_are_not_imported(tmp_path, foreign, spoil, name):
+    features = prepare(tmp_path / "data", {"train": map(example, range(10))}) / "features.json"
+    content = features.read_text()
+    features.write_text(spoil(content, foreign))
+    assert features.read_text() != content
+    with pytest.raises(UsageError) as caught:
+        tfds.load(name, tmp_path / "data")
+    assert str(caught.value).startswith(
+        f"{features} names 'foreign_features.Feature', which is not a feature of tensorflow-datasets"
+    )
+    assert "foreign_features" not in sys.modules
+
+
+def test_features_elsewhere_are_not_read(tmp_path, foreign):
+    folder = prepare(tmp_path / "data", {"train": map(example, range(10))})
+    features = folder / "features.json"
+    features.write_text(features.read_text().replace(IMAGE, foreign))
+    folder.rename(tmp_path / "1.0.0")
+    (tmp_path / "data" / "shapes" / "1.0.0").symlink_to(tmp_path / "1.0.0")
+    with pytest.raises(UsageError, match=r"names 'foreign_features\.Feature'"):
+        tfds.load("shapes", tmp_path / "data")
+    (tmp_path / "data" / "shapes" / "1.0.0").unlink()
+    (tmp_path / "data" / "shapes" / ".config").mkdir()
+    (tmp_path / "data" / "shapes" / ".config" / "metadata.json").write_text('{"default_config_name": "../.."}')
+    with pytest.raises(UsageError, match=r"'../..' is not the name of a configuration; prepare it again"):
+        tfds.load("shapes", tmp_path / "data")
+    assert "foreign_features" not in sys.modules
+
+
+def test_a_module_that_made_a_data_set_is_not_imported(tmp_path, foreign):
+    info = prepare(tmp_path / "data", {"train": map(example, range(10))}) / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"moduleName": "foreign_features"}))
+    assert len(tfds.load("shapes", tmp_path / "data").train) == 8
+    assert "foreign_features" not in sys.modules
+
+
+@pytest.mark.parametrize("content", ["", "[", "[" * 100_000, "\xff", '{"a": ' * 50_000])
+def test_features_that_cannot_be_read(tmp_path, content):
+    features = prepare(tmp_path, {"train": map(example, range(10))}) / "features.json"
+    features.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UsageError) as caught:
+        tfds.load("shapes", tmp_path)
+    assert str(caught.value).startswith("tfds:shapes cannot be ")
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../shapes", "/etc/passwd", "shapes/../../etc", "huggingface:shapes", "shapes/data_dir=elsewhere", "", "a\n"],
+)
+def test_names_of_another_form(tmp_path, name):
+    with pytest.raises(
+        UsageError, match="cannot be used: give tfds:NAME, tfds:NAME/CONFIGURATION or tfds:NAME:VERSION"
+    ):
+        tfds.load(name, tmp_path)

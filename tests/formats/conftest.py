@@ -1,0 +1,107 @@
+"""Networks of random weights, and runs of them on random images: nothing here needs training."""
+
+import unicodedata
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from cnn_jax import data
+from cnn_jax.config import Config
+from cnn_jax.data import Dataset, Split
+from cnn_jax.errors import UsageError
+from cnn_jax.formats.network import Network
+from cnn_jax.formats.weights import read_params
+from cnn_jax.models import create_model
+from cnn_jax.runs.run import Run
+from cnn_jax.training.state import abstract_train_state
+from cnn_jax.training.step import Params
+
+SHAPES = [(16, 16, 1), (21, 30, 3)]
+"""The smallest; and one with colours, odd rows and columns before each pool, and 2x4 pixels that are flattened."""
+
+
+@pytest.fixture(params=SHAPES, ids="{0[0]}x{0[1]}x{0[2]}".format)
+def image_shape(request) -> tuple[int, int, int]:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory) -> Callable[..., Run]:
+    def make(image_shape: tuple[int, int, int], num_classes: int = 3, seed: int = 0) -> Run:
+        shapes = abstract_train_state(create_model("cnn", num_classes), image_shape, 0.01)
+        rng = np.random.default_rng(seed)
+        # Large enough for the probabilities to lie apart.
+        state = jax.tree.map(lambda leaf: rng.uniform(-0.3, 0.3, leaf.shape).astype(leaf.dtype), shapes)
+        classes = tuple(f"class {number}" for number in range(num_classes))
+        config = Config(dataset="noise")
+        return Run(tmp_path_factory.mktemp("run"), config, image_shape, classes, False, (), jax.device_put(state))
+
+    return make
+
+
+@pytest.fixture
+def run(make_run, image_shape) -> Run:
+    return make_run(image_shape)
+
+
+@pytest.fixture
+def network(run) -> Network:
+    return Network("cnn", run.image_shape, run.class_names, jax.device_get(run.state.params))
+
+
+@pytest.fixture
+def images(image_shape) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (60, *image_shape), dtype=np.uint8)
+
+
+@pytest.fixture
+def known_data(run, images, monkeypatch) -> None:
+    """The run's data set has those images."""
+    split = Split(images, np.zeros(len(images), np.int32))
+    monkeypatch.setattr(data, "load", lambda config: Dataset(config.dataset, split, split, run.class_names))
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    """Where a file of weights is to be."""
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def read(path, network) -> Callable[[], Params]:
+    """Reads the file as weights of the network."""
+    return partial(read_params, path, network.params, network.image_shape)
+
+
+@pytest.fixture
+def arrays(network) -> dict[str, np.ndarray]:
+    """The network's parameters by name."""
+    return flatten_dict(network.params, sep=".")
+
+
+@pytest.fixture
+def check_message() -> Callable[[str], None]:
+    """Fails unless a message is one short line."""
+
+    def check(message: str) -> None:
+        assert len(message) < 1000
+        assert not any(unicodedata.category(char) in ("Cc", "Zl", "Zp") for char in message)
+
+    return check
+
+
+@pytest.fixture
+def assert_refused(read, check_message) -> Callable[[str], None]:
+    """Fails unless the file is refused with a message that matches."""
+
+    def check(pattern: str) -> None:
+        with pytest.raises(UsageError, match=pattern) as error:
+            read()
+        check_message(str(error.value))
+
+    return check

@@ -1,0 +1,125 @@
+"""Weights from what torch.save writes: the right ones to the bit, every other refused, and nothing executed."""
+
+import os
+import pickle
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+from cnn_jax.errors import UsageError
+from cnn_jax.formats.state_dict import to_state_dict
+
+
+@pytest.fixture
+def image_shape():
+    return 16, 20, 1
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+@pytest.fixture
+def state_dict(torch, network):
+    arrays = to_state_dict(network.params, network.image_shape)
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+
+@pytest.fixture
+def saved(torch, path, state_dict):
+    torch.save(state_dict, path)
+    return path
+
+
+def test_it_is_read_to_the_bit(saved, read, network):
+    jax.tree.map(np.testing.assert_array_equal, read(), network.params)
+
+
+def test_in_flaxs_names_too(torch, path, read, network, arrays):
+    torch.save({name: torch.nn.Parameter(torch.from_numpy(array.copy())) for name, array in arrays.items()}, path)
+    jax.tree.map(np.testing.assert_array_equal, read(), network.params)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_precisions_are_rounded_to_float32(torch, path, read, network, state_dict, dtype):
+    torch.save({name: tensor.to(getattr(torch, dtype)) for name, tensor in state_dict.items()}, path)
+    params = read()
+    kernel = state_dict["fc2.weight"].to(getattr(torch, dtype)).float().numpy().T
+    np.testing.assert_array_equal(params["fc2"]["kernel"], kernel)
+
+
+def test_differences_are_told(torch, path, state_dict, assert_refused):
+    state_dict["out.weight"] = torch.zeros(1).expand(2**20, 2**20)  # a terabyte, if anybody were to write it out
+    state_dict["conv1.bias"] = state_dict["conv1.bias"].long()
+    torch.save(state_dict, path)
+    assert_refused(
+        r"conv1\.bias is of type torch\.int64 and should be float32, "
+        r"out\.weight is \[1048576, 1048576\] and should be \[3, 60\]",
+    )
+
+
+def test_missing_pytorch_is_said(saved, monkeypatch, assert_refused):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert_refused("is PyTorch's, and reading it needs PyTorch: pip install -e '\\.\\[torch\\]', or give")
+
+
+@pytest.mark.parametrize("content", ["network", "wrapped", "list", "numbers", "names", "sparse", "nothing"])
+def test_what_is_no_state_dict_is_refused(torch, path, state_dict, content, assert_refused):
+    contents = {
+        "network": torch.nn.Linear(2, 3),
+        "wrapped": {"state_dict": state_dict},
+        "list": list(state_dict.values()),
+        "numbers": dict.fromkeys(state_dict, 0.5),
+        "names": dict(enumerate(state_dict.values())),
+        "sparse": {name: tensor.to_sparse() for name, tensor in state_dict.items()},
+        "nothing": None,
+    }
+    torch.save(contents[content], path)
+    assert_refused(
+        r"is damaged, beyond 1 GiB, or no state_dict as torch\.save\(network\.state_dict\(\), \.\.\.\) writes it"
+    )
+
+
+def test_nothing_is_executed(saved, tmp_path, assert_refused):
+    class Hostile:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    with zipfile.ZipFile(saved) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = (name for name in members if name.endswith("data.pkl"))
+    with zipfile.ZipFile(saved, "w") as archive:
+        for member, content in (members | {name: pickle.dumps({"out.bias": Hostile()}, 2)}).items():
+            archive.writestr(member, content)
+    assert_refused("is damaged, beyond 1 GiB, or no state_dict")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_what_would_unpack_is_refused(saved, assert_refused):
+    with zipfile.ZipFile(saved) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    assert_refused("is damaged, beyond 1 GiB, or no state_dict")
+
+
+def test_a_huge_one_is_refused(saved, assert_refused):
+    os.truncate(saved, 2**36)
+    assert_refused("is damaged, beyond 1 GiB, or no state_dict")
+
+
+@pytest.mark.parametrize("at", [10, 100, 1000, 5000, -1000, -100, -10])
+def test_damaged_ones_are_read_or_refused(saved, read, at, check_message):
+    content = bytearray(saved.read_bytes())
+    for length in (at % len(content), len(content)):
+        content[at] ^= 0xFF
+        saved.write_bytes(content[:length])
+        try:
+            read()
+        except UsageError as error:
+            check_message(str(error))
