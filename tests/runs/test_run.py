@@ -50,7 +50,7 @@ def test_what_a_run_leaves(tmp_path):
     ]
     assert Config.from_yaml(run.workdir / "config.yaml") == CONFIG
     metrics = [json.loads(line) for line in (run.workdir / "metrics.jsonl").read_text().splitlines()]
-    assert metrics == [dataclasses.asdict(record) for record in run.history]
+    assert metrics == [record.to_json() for record in run.history]
     assert [record["step"] for record in metrics] == [5, 10, 15, 20]
     summary = json.loads((run.workdir / "summary.json").read_text())
     assert summary["test_accuracy"] == metrics[-1]["test_accuracy"]
