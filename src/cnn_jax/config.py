@@ -72,6 +72,12 @@ class Config:
     skip_unreadable: bool = False
     """Leave out the files of folder:PATH that cannot be read as images, and say how many they are."""
 
+    validation_fraction: float = 0.0
+    """Fraction of the training examples held out for validation, in every class alike; 0: none."""
+
+    split_seed: int = 0
+    """Determines which examples are held out for validation and, in folder:PATH, for testing."""
+
     shuffle: bool = True
     """A new order of the training examples each epoch, a function of seed and epoch alone."""
 
@@ -82,7 +88,7 @@ class Config:
     """Start from the weights in a safetensors file or a PyTorch state_dict (.pt), instead of from random ones."""
 
     seed: int = 0
-    """Determines the initial parameters, the order of the examples, and what of folder:PATH is held out to test."""
+    """Determines the initial parameters and the order of the examples."""
 
     target_accuracy: Annotated[float | None, arg(metavar="FLOAT")] = None
     """Stop after the first epoch whose test accuracy, a fraction, reaches it; if none does, exit status 3."""
@@ -109,8 +115,11 @@ class Config:
             raise UsageError(f"image_size must be two numbers from 1 to {MAX_SIDE}, not {_show(self.image_size)}")
         if self.channels not in (None, 1, 3):
             raise UsageError(f"channels must be 1 or 3, not {_show(self.channels)}")
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"seed must be between 0 and {2**32 - 1}, not {_show(self.seed)}")
+        for name in ("seed", "split_seed"):
+            if not 0 <= getattr(self, name) < 2**32:
+                raise UsageError(f"{name} must be between 0 and {2**32 - 1}, not {_show(getattr(self, name))}")
+        if not 0 <= self.validation_fraction < 1:
+            raise UsageError(f"validation_fraction must be at least 0 and below 1, not {_show(self.validation_fraction)}")
         if self.target_accuracy is not None and not 0 < self.target_accuracy <= 1:
             raise UsageError(f"target_accuracy is a fraction between 0 and 1, not {_show(self.target_accuracy)}")
         for name in ("dataset", "model"):
