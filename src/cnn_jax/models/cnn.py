@@ -5,7 +5,7 @@ import jax
 
 from cnn_jax.errors import UsageError
 from cnn_jax.models.conv import Conv
-from cnn_jax.models.layers import Dense
+from cnn_jax.models.layers import BatchContext, Dense
 
 
 class CNN(nn.Module):
@@ -22,8 +22,11 @@ class CNN(nn.Module):
     portable: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        """Float32 images ``[N, H, W, C]`` to float32 logits ``[N, num_classes]``."""
+    def __call__(self, images: jax.Array, batch: BatchContext | None = None) -> jax.Array:
+        """Float32 images ``[N, H, W, C]`` to float32 logits ``[N, num_classes]``.
+
+        ``batch`` is not used: there is neither dropout nor batch normalisation.
+        """
         height, width = images.shape[1:3]
         if min(height, width) < 16:
             raise UsageError(f"the network cnn needs images of at least 16x16 pixels, not {height}x{width}")
