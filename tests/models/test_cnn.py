@@ -6,11 +6,10 @@ import pytest
 from cnn_jax.errors import UsageError
 from cnn_jax.models import create_model
 from cnn_jax.models.layers import uniform_fan_in
-from cnn_jax.training.state import create_train_state
 
 
 def params_of(shape, num_classes=10):
-    return create_train_state(create_model("cnn", num_classes), shape, 0.01, jax.random.key(0)).params
+    return create_model("cnn", num_classes).init(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
 
 
 def test_number_of_parameters_is_the_lessons():

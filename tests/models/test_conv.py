@@ -4,11 +4,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from cnn_jax.models import create_model
 from cnn_jax.models.conv import Conv, max_pool
-from cnn_jax.training.step import cross_entropy
 
 needs_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="about the lowering for CPUs")
 
@@ -139,7 +139,7 @@ def lesson_step():
     params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
 
     def loss(params, images, labels):
-        return cross_entropy(model.apply({"params": params}, images), labels).mean()
+        return optax.softmax_cross_entropy_with_integer_labels(model.apply({"params": params}, images), labels).mean()
 
     return jax.jit(jax.value_and_grad(loss)), (params, images, labels)
 

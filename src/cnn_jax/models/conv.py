@@ -34,6 +34,7 @@ matrix. The price is memory: the tiles hold each number of the image 4, 9 or 16 
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -41,20 +42,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cnn_jax.models.layers import uniform_fan_in
+from cnn_jax.models.layers import accumulator_dtype, add_bias, promote, uniform_fan_in
 
-_TILE = 2  # outputs along the side of a tile, and the side of a pool
+_POOL = 2  # side of a pool
 
 
 class Conv(nn.Module):
-    """Convolution, stride 1, with the parameters of ``flax.linen.Conv`` initialised as ``torch.nn.Conv2d``.
+    """Convolution with the parameters of ``flax.linen.Conv``, initialized as in ``torch.nn.Conv2d``.
 
     Attributes:
-        features: output channels.
+        features: number of output channels.
         kernel_size: height and width of the kernel.
-        padding: ``"VALID"``, or ``"SAME"`` for an output as large as the input.
-        relu_pool: follow with ReLU and ``max_pool``, in one operation that is faster on CPUs than the three.
-        portable: XLA's own convolution on CPUs too, for a program that is exported to every platform at once.
+        padding: ``"VALID"``, or ``"SAME"`` for an output as large as the input, divided by the strides.
+        relu_pool: also apply ReLU and ``max_pool``, which on CPUs is faster than three operations; strides must be 1.
+        portable: use XLA's convolution on CPUs too, for a program exported to all platforms at once.
+        strides: steps between outputs, vertical and horizontal.
+        use_bias: whether to add a bias.
+        dtype: type of the computation and the result; None promotes the types of the input and the parameters.
     """
 
     features: int
@@ -62,15 +66,26 @@ class Conv(nn.Module):
     padding: str = "VALID"
     relu_pool: bool = False
     portable: bool = False
+    strides: tuple[int, int] = (1, 1)
+    use_bias: bool = True
+    dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Float32 ``[N, H, W, C]`` to ``[N, H', W', features]``; half as high and wide with ``relu_pool``."""
+        """``[N, H, W, C]`` to ``[N, H', W', features]``, where ``relu_pool`` halves height and width.
+
+        Raises:
+            ValueError: ``relu_pool`` with strides.
+        """
+        if self.relu_pool and self.strides != (1, 1):
+            raise ValueError(f"relu_pool needs strides of (1, 1), got {self.strides}")
         shape = (*self.kernel_size, x.shape[-1], self.features)
         init = uniform_fan_in(math.prod(shape[:3]))
-        kernel, bias = self.param("kernel", init, shape), self.param("bias", init, shape[3:])
+        kernel = self.param("kernel", init, shape)
+        bias = self.param("bias", init, shape[3:]) if self.use_bias else None
+        x, kernel = promote(x, kernel, dtype=self.dtype)
         by_band, by_xla = (
-            functools.partial(lowering, padding=self.padding, relu_pool=self.relu_pool)
+            functools.partial(lowering, strides=self.strides, padding=self.padding, relu_pool=self.relu_pool)
             for lowering in (_by_band, _by_xla)
         )
         if self.portable:
@@ -79,124 +94,181 @@ class Conv(nn.Module):
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """2x2 max-pooling, stride 2, of ``[N, H, W, C]``; an odd last row or column is left out, as in PyTorch.
+    """2x2 max-pooling of ``[N, H, W, C]`` with stride 2; drops an odd last row or column, as PyTorch does.
 
-    A maximum over reshaped axes, because XLA has no deterministic gradient of its pooling operation on GPUs.
+    Implemented as a maximum over reshaped axes because XLA's pooling has no deterministic gradient on GPUs.
     """
     n, h, w, c = x.shape
-    x = x[:, : h // 2 * 2, : w // 2 * 2]
-    return x.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+    x = x[:, : h // _POOL * _POOL, : w // _POOL * _POOL]
+    return x.reshape(n, h // _POOL, _POOL, w // _POOL, _POOL, c).max(axis=(2, 4))
 
 
-def _by_xla(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, padding: str, relu_pool: bool) -> jax.Array:
+def _by_xla(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, strides: Sequence[int], padding: str, relu_pool: bool
+) -> jax.Array:
     """The convolution as XLA's own operation."""
     numbers = ("NHWC", "HWIO", "NHWC")
-    y = lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=numbers) + bias
+    y = lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
+    y = add_bias(y, None if bias is None else bias.reshape(1, 1, 1, -1))
     return max_pool(nn.relu(y)) if relu_pool else y
 
 
-def _by_band(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, padding: str, relu_pool: bool) -> jax.Array:
+class _Axis(NamedTuple):
+    """How the image is tiled along its height or width.
+
+    Attributes:
+        taps: size of the kernel.
+        stride: steps between outputs.
+        outputs: outputs along the side of a tile.
+    """
+
+    taps: int
+    stride: int
+    outputs: int
+
+    @property
+    def step(self) -> int:
+        """The distance between neighboring tiles, and the side of a block."""
+        return self.stride * self.outputs
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks a tile is long: enough for all that its outputs look at."""
+        return -(-(self.stride * (self.outputs - 1) + self.taps) // self.step)
+
+    def band(self) -> np.ndarray:
+        """``[tap, output, block, place in the block]``: 1 where an output meets a tap of the kernel, else 0."""
+        shape = (self.outputs, self.blocks * self.step)
+        taps = [np.zeros(shape, np.float32) for _ in range(self.taps)]
+        for tap, output in np.ndindex(self.taps, self.outputs):
+            taps[tap][output, self.stride * output + tap] = 1
+        return np.stack(taps).reshape(self.taps, self.outputs, self.blocks, self.step)
+
+
+_Axes = tuple[_Axis, _Axis]
+
+
+def _by_band(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, *, strides: Sequence[int], padding: str, relu_pool: bool
+) -> jax.Array:
     """The convolution as the product of a band matrix and the image's tiles."""
     window = kernel.shape[:2]
-    pads = lax.padtype_to_pads(x.shape[1:3], window, (1, 1), padding)
-    out = [size + sum(pad) - k + 1 for size, pad, k in zip(x.shape[1:3], pads, window, strict=True)]
-    tiles = [size // _TILE if relu_pool else -(-size // _TILE) for size in out]
-    blocks = tuple(k // _TILE + 1 for k in window)
-    image = _fit(x.transpose(3, 1, 2, 0), pads, [_TILE * (t + b - 1) for t, b in zip(tiles, blocks, strict=True)])
-    band = _band_matrix(kernel, blocks)
-    product = band @ _cut(image, blocks).reshape(band.shape[1], math.prod(tiles) * len(x))
+    pads = lax.padtype_to_pads(x.shape[1:3], window, strides, padding)
+    # A kernel of size 1 looks at nothing between its outputs, and needs no padding.
+    x = x[:, :: strides[0] if window[0] == 1 else 1, :: strides[1] if window[1] == 1 else 1]
+    strides = [1 if k == 1 else stride for k, stride in zip(window, strides, strict=True)]
+    axes = tuple(
+        _Axis(k, stride, _POOL if relu_pool or (stride == 1 and k > 2) else 1)
+        for k, stride in zip(window, strides, strict=True)
+    )
+    out = [
+        (size + sum(pad) - axis.taps) // axis.stride + 1
+        for size, pad, axis in zip(x.shape[1:3], pads, axes, strict=True)
+    ]
+    tiles = [size // _POOL if relu_pool else -(-size // axis.outputs) for size, axis in zip(out, axes, strict=True)]
+    sizes = [axis.step * (number + axis.blocks - 1) for number, axis in zip(tiles, axes, strict=True)]
+    image = _fit(x.transpose(3, 1, 2, 0), pads, sizes)
+    band = _band_matrix(kernel, axes)
+    product = band @ _cut(image, axes).reshape(band.shape[1], math.prod(tiles) * len(x))
+    features = kernel.shape[3]
     if relu_pool:
-        return _relu_max(product, bias).reshape(len(bias), *tiles, len(x)).transpose(3, 1, 2, 0)
-    y = product.reshape(_TILE, _TILE, len(bias), *tiles, len(x)).transpose(5, 3, 0, 4, 1, 2)
-    y = y.reshape(len(x), _TILE * tiles[0], _TILE * tiles[1], len(bias))
-    return y[:, : out[0], : out[1]] + bias
+        return _relu_max(product, bias).reshape(features, *tiles, len(x)).transpose(3, 1, 2, 0)
+    side = [axis.outputs for axis in axes]
+    y = product.reshape(*side, features, *tiles, len(x)).transpose(5, 3, 0, 4, 1, 2)
+    y = y.reshape(len(x), side[0] * tiles[0], side[1] * tiles[1], features)
+    return add_bias(y[:, : out[0], : out[1]], None if bias is None else bias.reshape(1, 1, 1, -1))
 
 
 def _fit(image: jax.Array, pads: Sequence[tuple[int, int]], sizes: Sequence[int]) -> jax.Array:
-    """Zeros before ``[C, H, W, N]`` as the padding asks, and zeros after it, or a cut, for the size the tiles ask."""
+    """Pads ``[C, H, W, N]`` with zeros before it, and with zeros or a cut after it to the sizes that the tiles need."""
     spatial = [(low, size - low - old, 0) for (low, _), size, old in zip(pads, sizes, image.shape[1:3], strict=True)]
     return lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
 
 
-def _band_matrix(kernel: jax.Array, blocks: tuple[int, int]) -> jax.Array:
-    """``[kh, kw, C, O]`` to ``[4 O, 4 blocks C]``: a row for every output of a tile, a column for every input."""
-    # [tap, output, block, place]: 1 where an output of a tile meets a tap of the kernel at a place in a block.
-    rows, columns = (
-        np.stack([np.eye(_TILE, _TILE * b, tap, dtype=kernel.dtype) for tap in range(k)]).reshape(k, _TILE, b, _TILE)
-        for k, b in zip(kernel.shape[:2], blocks, strict=True)
-    )
-    matrix = jnp.einsum("ijco,ipub,jqvd->pqouvbdc", kernel, rows, columns)
-    return matrix.reshape(_TILE**2 * kernel.shape[3], -1)
+def _band_matrix(kernel: jax.Array, axes: _Axes) -> jax.Array:
+    """``[kh, kw, C, O]`` to ``[outputs O, places C]``: a row for each output of a tile, a column for each input."""
+    wide = accumulator_dtype(kernel.dtype)  # the gradient adds up the kernel's copies
+    rows, columns = (axis.band().astype(wide) for axis in axes)
+    matrix = jnp.einsum("ijco,ipub,jqvd->pqouvbdc", kernel.astype(wide), rows, columns).astype(kernel.dtype)
+    return matrix.reshape(axes[0].outputs * axes[1].outputs * kernel.shape[3], -1)
 
 
-def _block(image: jax.Array, index: jax.Array, blocks: tuple[int, int]) -> tuple[jax.Array, tuple[int, ...]]:
-    """The part of ``[C, H, W, N]`` that one of the ``blocks`` of every tile covers, and where it begins."""
+def _block(image: jax.Array, index: jax.Array, axes: _Axes) -> tuple[jax.Array, tuple[int, ...]]:
+    """The part of ``[C, H, W, N]`` covered by one block of every tile, and where it begins."""
+    down, across = axes
     channels, height, width, n = image.shape
-    height, width = height - _TILE * (blocks[0] - 1), width - _TILE * (blocks[1] - 1)
-    start = (0, index // blocks[1] * _TILE, index % blocks[1] * _TILE, 0)
+    height, width = height - down.step * (down.blocks - 1), width - across.step * (across.blocks - 1)
+    start = (0, index // across.blocks * down.step, index % across.blocks * across.step, 0)
     return lax.dynamic_slice(image, start, (channels, height, width, n)), start
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _cut(image: jax.Array, blocks: tuple[int, int]) -> jax.Array:
-    """Overlapping tiles of ``[C, H, W, N]``, ``blocks`` blocks of 2x2 high and wide, at every second row and column.
+def _cut(image: jax.Array, axes: _Axes) -> jax.Array:
+    """Overlapping tiles of ``[C, H, W, N]``, one for each step down and across, each made of blocks.
 
-    The gradient has a rule of its own because autodiff's would add a whole image for every block.
+    The gradient has its own rule because autodiff's would add a whole image for every block.
 
     Returns:
-        ``[blocks, 2, 2, C, tiles down, tiles across, N]``.
+        ``[blocks, step down, step across, C, tiles down, tiles across, N]``.
     """
 
     def take(index: jax.Array) -> jax.Array:
-        block, _ = _block(image, index, blocks)
+        block, _ = _block(image, index, axes)
         channels, height, width, n = block.shape
-        block = block.reshape(channels, height // _TILE, _TILE, width // _TILE, _TILE, n)
+        down, across = axes[0].step, axes[1].step
+        block = block.reshape(channels, height // down, down, width // across, across, n)
         return block.transpose(2, 4, 0, 1, 3, 5)
 
-    return lax.map(take, jnp.arange(math.prod(blocks)))
+    return lax.map(take, jnp.arange(axes[0].blocks * axes[1].blocks))
 
 
-def _cut_forward(image: jax.Array, blocks: tuple[int, int]) -> tuple[jax.Array, None]:
-    return _cut(image, blocks), None
+def _cut_forward(image: jax.Array, axes: _Axes) -> tuple[jax.Array, None]:
+    return _cut(image, axes), None
 
 
-def _cut_backward(blocks: tuple[int, int], _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    channels, down, across, n = gradient.shape[3:]
-    shape = (channels, _TILE * (down + blocks[0] - 1), _TILE * (across + blocks[1] - 1), n)
+def _cut_backward(axes: _Axes, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    channels, *tiles, n = gradient.shape[3:]
+    sizes = [axis.step * (number + axis.blocks - 1) for number, axis in zip(tiles, axes, strict=True)]
+    wide = accumulator_dtype(gradient.dtype)
 
     def add(index: jax.Array, image: jax.Array) -> jax.Array:
-        block, start = _block(image, index, blocks)
-        block += gradient[index].transpose(2, 3, 0, 4, 1, 5).reshape(block.shape)
+        block, start = _block(image, index, axes)
+        block += gradient[index].transpose(2, 3, 0, 4, 1, 5).reshape(block.shape).astype(wide)
         return lax.dynamic_update_slice(image, block, start)
 
-    return (lax.fori_loop(0, len(gradient), add, jnp.zeros(shape, gradient.dtype)),)
+    image = lax.fori_loop(0, len(gradient), add, jnp.zeros((channels, *sizes, n), wide))
+    return (image.astype(gradient.dtype),)
 
 
 _cut.defvjp(_cut_forward, _cut_backward)
 
 
 @jax.custom_vjp
-def _relu_max(members: jax.Array, bias: jax.Array) -> jax.Array:
-    """ReLU of the maximum over the four members ``[4 O, M]`` of every pool, with the bias: ``[O, M]``.
+def _relu_max(members: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """ReLU of the maximum over the four members ``[4 O, M]`` of each pool, plus the bias ``[O]``: ``[O, M]``.
 
-    The gradient has a rule of its own, which gives it to the first of equal members, as PyTorch does: autodiff
-    would pad the gradient of every member to the size of all four and add them.
+    The gradient has its own rule, which gives it to the first of equal members, as PyTorch does. Autodiff would pad
+    each member's gradient to the size of all four and add them.
     """
-    return nn.relu(functools.reduce(jnp.maximum, jnp.split(members, _TILE**2)) + bias[:, None])
+    largest = functools.reduce(jnp.maximum, jnp.split(members, _POOL**2))
+    return nn.relu(add_bias(largest, None if bias is None else bias.reshape(-1, 1)))
 
 
-def _relu_max_forward(members: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _relu_max_forward(members: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, tuple[Any, ...]]:
     y = _relu_max(members, bias)
-    return y, (members, y)
+    return y, (members, bias, y)
 
 
-def _relu_max_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    members, y = saved
+def _relu_max_backward(saved: tuple[Any, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    members, bias, y = saved
     gradient = jnp.where(y > 0, gradient, 0)
-    a, b, c, d = jnp.split(members, _TILE**2)
+    a, b, c, d = jnp.split(members, _POOL**2)
     ab, cd = jnp.maximum(a, b), jnp.maximum(c, d)
     first = jnp.where(ab >= cd, jnp.where(a >= b, 0, 1), jnp.where(c >= d, 2, 3))
-    return jnp.concatenate([jnp.where(first == i, gradient, 0) for i in range(_TILE**2)]), gradient.sum(1)
+    members_gradient = jnp.concatenate([jnp.where(first == i, gradient, 0) for i in range(_POOL**2)])
+    if bias is None:
+        return members_gradient, None
+    return members_gradient, gradient.astype(accumulator_dtype(gradient.dtype)).sum(1).astype(bias.dtype)
 
 
 _relu_max.defvjp(_relu_max_forward, _relu_max_backward)

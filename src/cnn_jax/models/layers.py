@@ -1,4 +1,4 @@
-"""Layers initialised as PyTorch initialises its own."""
+"""Layers with PyTorch's initialization and statistics, and what they need to know about the batch."""
 
 import math
 from collections.abc import Sequence
@@ -57,13 +57,13 @@ class BatchContext:
 
 
 def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
-    """Initialiser drawing from the uniform distribution on ±1/sqrt(fan_in).
+    """Initializer that draws from the uniform distribution on ±1/sqrt(fan_in).
 
     PyTorch's default for the weights and biases of ``nn.Linear`` and ``nn.Conv2d`` (LeCun et al., "Efficient
-    BackProp", 1998): standard deviation ``1 / sqrt(3 fan_in)``.
+    BackProp", 1998). The standard deviation is ``1 / sqrt(3 fan_in)``.
 
     Args:
-        fan_in: inputs that one output unit sums over.
+        fan_in: the number of inputs that each output unit sums over.
     """
     bound = fan_in**-0.5
 
@@ -73,14 +73,39 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
+def promote(*arrays: jax.Array, dtype: jnp.dtype | None) -> list[jax.Array]:
+    """The arrays cast to ``dtype``, or if it is None to the float type that they promote to, also in strict mode."""
+    with jax.numpy_dtype_promotion("standard"):
+        return nn.dtypes.promote_dtype(*arrays, dtype=dtype)
+
+
+def accumulator_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """The type to add up numbers of ``dtype`` in: at least float32."""
+    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
+
+
+def add_bias(x: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """``x + bias`` in the type of ``x``, for a bias of as many dimensions; ``x`` itself if the bias is None.
+
+    The addition is done in float32 even for a bfloat16 ``x``. Autodiff sums the bias's gradient in the type of the
+    addition, and a long sum in bfloat16 is wrong: adding ones stops at 256.
+    """
+    if bias is None:
+        return x
+    wide = accumulator_dtype(x.dtype)
+    return (x.astype(wide) + bias.astype(wide)).astype(x.dtype)
+
+
 class Dense(nn.Module):
-    """``x @ kernel + bias``, the parameters of ``flax.linen.Dense`` initialised as ``torch.nn.Linear``.
+    """``x @ kernel + bias`` with the parameters of ``flax.linen.Dense``, initialized as in ``torch.nn.Linear``.
 
     Attributes:
-        features: size of the last axis of the output.
+        features: size of the output's last axis.
+        dtype: type of the computation and the result; None promotes the types of the input and the parameters.
     """
 
     features: int
+    dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -88,4 +113,79 @@ class Dense(nn.Module):
         init = uniform_fan_in(x.shape[-1])
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", init, (self.features,))
-        return x @ kernel + bias
+        x, kernel = promote(x, kernel, dtype=self.dtype)
+        return add_bias(jnp.dot(x, kernel), bias.reshape(*[1] * (x.ndim - 1), -1))
+
+
+class BatchNorm(nn.Module):
+    """Batch normalization over all axes but the last, as ``torch.nn.BatchNorm2d``.
+
+    In training, the mean and variance are those of all real examples of the whole batch, on however many devices it
+    is. In inference, they are the running averages in the collection ``batch_stats``, into which the variance goes
+    unbiased (divided by n - 1), as in PyTorch and unlike ``flax.linen.BatchNorm``. The computation is in float32.
+
+    Attributes:
+        momentum: weight of the old value in the running averages: one minus PyTorch's ``momentum``.
+        epsilon: added to the variance.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, batch: BatchContext | None = None) -> jax.Array:
+        """``[N, ..., C]`` to the same shape and type; with ``batch``, ``batch_stats`` must be mutable."""
+        features = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, features)
+        bias = self.param("bias", nn.initializers.zeros, features)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
+        running_var = self.variable("batch_stats", "var", jnp.ones, features)
+
+        def along_features(values: jax.Array) -> jax.Array:
+            return values.astype(jnp.float32).reshape(*[1] * (x.ndim - 1), -1)
+
+        wide = x.astype(jnp.float32)
+        if batch is None:
+            mean, var = running_mean.value, running_var.value
+            centered = wide - along_features(mean)
+        else:
+            axes = range(1, x.ndim - 1)
+            mean = batch.mean(wide, axes)
+            centered = wide - along_features(mean)
+            # E[x^2] - E[x]^2 would need one pass, but cancels: a mean of 1000 standard deviations leaves no digit.
+            var = batch.mean(jnp.square(centered), axes)
+            if not self.is_initializing():
+                n = batch.num_examples() * math.prod(x.shape[axis] for axis in axes)
+                unbiased = var * (n / jnp.maximum(n - 1, 1))
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+        factor = scale.astype(jnp.float32) * jax.lax.rsqrt(var.astype(jnp.float32) + self.epsilon)
+        return (centered * along_features(factor) + along_features(bias)).astype(x.dtype)
+
+
+class Dropout(nn.Module):
+    """In training, sets each number to zero with probability ``rate`` and divides the others by ``1 - rate``.
+
+    The random numbers come from the generator ``dropout``. They depend on an example's place in the whole batch, not
+    on the number of devices.
+
+    Attributes:
+        rate: at least 0 and less than 1.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, batch: BatchContext | None = None) -> jax.Array:
+        """``[N, ...]`` to the same shape and type; without ``batch``, ``x`` itself.
+
+        Raises:
+            ValueError: ``rate`` is not in [0, 1).
+        """
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"dropout rate must be at least 0 and less than 1, got {self.rate}")
+        if batch is None or self.rate == 0:
+            return x
+        keys = batch.keys(self.make_rng("dropout"))
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.rate, x.shape[1:]))(keys)
+        return jnp.where(kept, x / (1 - self.rate), 0)
