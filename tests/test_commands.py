@@ -1,5 +1,6 @@
 """The contract of the commands: what they print, leave and return."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from cnn_jax import cli, evaluate, train
+from cnn_jax import cli, evaluate, export, predict, train
+from cnn_jax.config import Config
 
 LINE = re.compile(
     r"epoch: (\d+) total_correct: \d+ loss: \d+\.\d\d test_accuracy: [01]\.\d{4} test_loss: \d+\.\d{4} "
@@ -186,17 +188,18 @@ def call(command, monkeypatch, capsys, *words):
     [
         (["--epochz", 3], "unknown argument '--epochz'; did you mean '--epochs'?; see python -m cnn_jax.train --help"),
         (["--EPOCHS", 3], "did you mean '--epochs'?"),
-        (["--epochs=ten"], "--epochs: must be a whole number, not 'ten'; see"),
-        (["--learning-rate", "fast"], "--learning-rate: must be a number, not 'fast'; see"),
-        (["--target-accuracy", "high"], "--target-accuracy: must be a number, not 'high'; see"),
-        (["--image-size", 28], "--image-size: must be two whole numbers, not '28'; see"),
-        (["--checkpoint-every", 1.5], "--checkpoint-every: must be a whole number, not '1.5'; see"),
-        (["--epochs"], "Missing value for argument '--epochs'"),
-        (["fashion_mnist"], "unknown argument 'fashion_mnist'"),
-        (["--epochs", 0], "epochs must be a finite number above zero, not 0"),
-        (["--batch_size", -5], "batch_size must be a finite number above zero, not -5"),
-        (["--learning-rate", "nan"], "learning_rate must be a finite number above zero, not nan"),
-        (["--target-accuracy", 90], "target_accuracy is a fraction between 0 and 1, not 90.0"),
+        (["--epochs=ten"], "--epochs must be a positive integer below 2**31, not 'ten'; see"),
+        (["--epochs", 0], "--epochs must be a positive integer below 2**31, not '0'; see"),
+        (["--batch_size", -5], "--batch-size must be a positive integer below 2**31, not '-5'; see"),
+        (["--learning-rate", "fast"], "--learning-rate must be a positive number below 2**31, not 'fast'; see"),
+        (["--learning-rate", "nan"], "--learning-rate must be a positive number below 2**31, not 'nan'; see"),
+        (["--target-accuracy", 90], "--target-accuracy must be greater than 0 and at most 1, not '90'; see"),
+        (["--checkpoint-every", 1.5], "--checkpoint-every must be a positive integer below 2**31, not '1.5'; see"),
+        (["--image-size", 28], "--image-size: expected 2 arguments; see"),
+        (["--image-size", 28, "x"], "--image-size must be two integers from 1 to 10000, not ['28', 'x']; see"),
+        (["--epochs"], "--epochs: expected one argument; see"),
+        (["--no_shufle"], "unknown argument '--no-shufle'; did you mean '--no-shuffle'?"),
+        (["fashion_mnist"], "unknown argument 'fashion_mnist'; see"),
         (["--dataset", "fashion-mnist"], "did you mean 'fashion_mnist'?"),
         (["--dataset", "Digits"], "did you mean 'digits'?"),
         (["--dataset", "tfds:"], "unknown data set 'tfds:'"),
@@ -207,7 +210,7 @@ def call(command, monkeypatch, capsys, *words):
         (["--resume", "--workdir", "no/such"], "no/such is not a run directory"),
     ],
 )
-def test_what_the_user_gave_is_status_2_in_one_line(monkeypatch, capsys, tmp_path, words, message):
+def test_invalid_arguments_are_one_line_and_status_2(monkeypatch, capsys, tmp_path, words, message):
     monkeypatch.chdir(tmp_path)
     status, err = call(train, monkeypatch, capsys, *words)
     assert status == 2
@@ -220,19 +223,19 @@ def test_what_the_user_gave_is_status_2_in_one_line(monkeypatch, capsys, tmp_pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "RUN is missing: The run directory that training made; see"),
+        ([], "the following arguments are required: RUN; see python -m cnn_jax.evaluate --help"),
         (["no/such"], "no/such is not a run directory"),
-        (["run", "--checkpoint", "bets"], "invalid choice 'bets' for argument '--checkpoint'"),
+        (["run", "--checkpoint", "bets"], "--checkpoint must be newest or best, not 'bets'; see"),
     ],
 )
-def test_evaluating_nonsense_is_status_2_in_one_line(monkeypatch, capsys, words, message):
+def test_invalid_arguments_of_evaluate_are_one_line_and_status_2(monkeypatch, capsys, words, message):
     status, err = call(evaluate, monkeypatch, capsys, *words)
     assert status == 2
     assert message in err
     assert err.count("\n") == 1
 
 
-def test_flags_override_the_preset_which_overrides_the_defaults():
+def test_flags_override_the_preset():
     flags = train.parse(["--config", "tutorial", "--batch_size", "50"])
     assert (flags.dataset, flags.shuffle, flags.batch_size) == ("fashion_mnist", False, 50)
     assert train.parse([]).shuffle
@@ -283,9 +286,30 @@ def test_output_that_cannot_be_written_is_one_line(digits_run):
         assert (done.returncode, done.stderr.count("\n")) == (status, status), done.stderr
 
 
-@pytest.mark.parametrize("command", [train, evaluate])
-def test_help_lists_the_flags(command, capsys):
+def test_flags_may_be_spelled_with_underscores_and_follow_positional_arguments(monkeypatch):
+    assert not train.parse(["--no_shuffle"]).shuffle
+    args = ["run", "--top_k", "2", "a.png", "--json", "--", "--b_c.png"]
+    flags = cli.parse(predict.PredictFlags, args, module="cnn_jax.predict")
+    assert (flags.run, flags.top_k, flags.paths, flags.json) == ("run", 2, ("a.png", "--b_c.png"), True)
+
+
+@pytest.mark.parametrize("command", [train, evaluate, predict, export])
+def test_help_fits_a_terminal(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as exit:
         command.main(["--help"])
     assert exit.value.code == 0
-    assert "--data-dir" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    assert "-\n" not in out
+
+
+def test_help_groups_the_flags_of_training_by_topic(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    out = capsys.readouterr().out
+    groups = re.findall(r"^(\w+):$", out, flags=re.MULTILINE)
+    assert groups == ["options", "data", "model", "optimizer", "training"]
+    for field in dataclasses.fields(Config):
+        assert re.search(rf"^  --{field.name.replace('_', '-')}\b", out, flags=re.MULTILINE)
+    assert "Adam's learning rate (default: 0.01)" in out

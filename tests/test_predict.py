@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cnn_jax import batches, cli, data, evaluate, predict
+from cnn_jax import cli, data, evaluate, predict
 from cnn_jax.config import Config
 from cnn_jax.runs.fit import fit
 from cnn_jax.runs.run import Run
+from cnn_jax.training import batches
 from cnn_jax.training.loop import predict as predict_logits
 
 LINE = re.compile(r"(.*): (top|middle|bottom) (\d\.\d{4}), (top|middle|bottom) (\d\.\d{4})")
@@ -157,12 +158,12 @@ def test_other_sizes_and_colours_are_brought_to_the_networks(call, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no images are given: name files, folders, or - for a list"),
+        ([], "the following arguments are required: PATH..."),
         (["nowhere.png"], "cannot read nowhere.png: No such file"),
         (["text.png"], "text.png is not a PNG, JPEG, WebP or BMP image"),
-        (["."], "there are no images in .: it has no files named .png"),
-        (["--top-k", 0, "text.png"], "--top-k must be above zero, not 0"),
-        (["--invert", "maybe", "text.png"], "invalid choice 'maybe' for argument '--invert'"),
+        (["."], "no images in .: expected files named *.png"),
+        (["--top-k", 0, "text.png"], "--top-k must be a positive integer below 2**31, not '0'"),
+        (["--invert", "maybe", "text.png"], "--invert must be auto, yes or no, not 'maybe'"),
     ],
 )
 def test_bad_input_is_status_2_in_one_line(call, tmp_path, monkeypatch, words, message):
@@ -180,7 +181,7 @@ def test_unreadable_files_are_passed_over_on_request(call, pictures, tmp_path, c
     status, lines, err = call("--skip-unreadable", tmp_path / "pictures")
     assert status == 0
     assert [LINE.match(line)[1] for line in lines] == list(pictures)
-    assert "left out 1 that cannot be read as images, the first: " in caplog.text + err
+    assert "skipped 1 file(s) that cannot be read as images; the first: " in caplog.text + err
 
 
 def test_what_can_be_read_is_classified_before_the_error(call, pictures, tmp_path):

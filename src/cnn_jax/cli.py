@@ -1,8 +1,10 @@
 """What the commands have in common: flags in, one line for an error, an exit status out."""
 
+import argparse
 import contextlib
 import dataclasses
 import glob
+import inspect
 import io
 import logging
 import os
@@ -10,18 +12,18 @@ import re
 import select
 import signal
 import sys
+import textwrap
 import threading
+import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any, NoReturn, Self, TypeVar
-
-import tyro
 
 from cnn_jax.errors import CnnJaxError, UsageError, printable, suggest
 from cnn_jax.files import private_directory, remove_own_temporaries, user_cache
+from cnn_jax.settings import InvalidSettingError, type_and_meta
 
 Flags = TypeVar("Flags")
 
@@ -33,16 +35,6 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 SHOW_CURSOR = b"\x1b[?25h"
 """ECMA-48's private mode 25, as every terminal since the VT220 knows it: the progress bar hides the cursor."""
-
-WORDINGS = {
-    r"invalid literal for int\(\) with base 10: (.*)": r"must be a whole number, not \1",
-    r"could not convert string to float: (.*)": r"must be a number, not \1",
-    r"no type matching \{None\}\|INT could be instantiated from \[(.*)\]": r"must be a whole number, not \1",
-    r"no type matching \{None\}\|\{INT INT\} could be instantiated from \[(.*)\]": r"must be two whole numbers, not \1",
-    r"no type matching \{None\}\|FLOAT could be instantiated from \[(.*)\]": r"must be a number, not \1",
-    r"Missing from python -m [\w.]+: (\S+) (.*?) \(required\).*": r"\1 is missing: \2",
-}
-"""What Python and tyro say of a flag, and how this package does."""
 
 
 def start(main: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -225,33 +217,103 @@ class StopSignals:
         _write_to_stderr(b"stopping after this chunk; once more to stop at once\n")
 
 
-def parse(flags: type[Flags], args: Sequence[str], *, module: str, default: Flags | None = None) -> Flags:
-    """Read the command line into a flat dataclass.
+def parse(
+    flags: type[Flags], args: Sequence[str], *, module: str, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> Flags:
+    """Parse the command line into a ``Settings`` dataclass.
 
     Args:
-        flags: the dataclass; ``--batch-size`` and ``--batch_size`` both set its ``batch_size``.
-        args: the words of the command line.
-        module: the command's, for the messages.
-        default: an instance whose values hold where no flag is given.
+        flags: the dataclass. ``--batch-size`` and ``--batch_size`` both set its ``batch_size``; the fields of its
+            bases (``DataConfig``) form groups in the help (data).
+        args: the command-line arguments.
+        module: the command's module, for messages.
+        defaults: values by field name that replace the defaults of the dataclass.
 
     Raises:
-        UsageError: an unknown flag (the nearest known one is suggested), or a value of the wrong type.
-        SystemExit: help was asked for, and given.
+        UsageError: unknown argument (the nearest known flag is suggested) or invalid value.
+        SystemExit: after printing the help, if asked for.
     """
-    program = f"python -m {module}"
-    defaults = {} if default is None else {"default": default}
-    messages = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(messages):
-            values, unknown = tyro.cli(flags, args=args, prog=program, return_unknown_args=True, **defaults)
-    except SystemExit as exit:
-        if not exit.code:
-            raise
-        raise UsageError(f"{_one_line(messages.getvalue())}; see {program} --help") from None
+    parser = _Parser(
+        prog=f"python -m {module}",
+        description=flags.__doc__,
+        formatter_class=_HelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    hints = typing.get_type_hints(flags, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(flags)}
+    known: list[str] = []
+    for base in reversed(flags.__mro__):
+        own = [field for name, field in fields.items() if name in inspect.get_annotations(base)]
+        is_group = base is not flags and own
+        group = parser.add_argument_group(base.__name__.removesuffix("Config").lower()) if is_group else parser
+        for field in own:
+            known += _add_argument(group, field, hints[field.name], is_pair=is_group).option_strings
+    positionals = [field.metadata["metavar"] for field in fields.values() if field.metadata["positional"]]
+    parser.usage = " ".join(["%(prog)s", *positionals, "[options]"])
+    end = args.index("--") if "--" in args else len(args)
+    dashed = [_flag(arg) if arg.startswith("--") else arg for arg in args[:end]]
+    given, unknown = parser.parse_known_intermixed_args([*dashed, *args[end:]])
     if unknown:
-        known = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(flags)]
-        raise UsageError(f"unknown argument {unknown[0]!r}{suggest(unknown[0], known)}; see {program} --help")
-    return values
+        parser.error(f"unknown argument {unknown[0]!r}{suggest(unknown[0], known)}")
+    values = {**defaults, **vars(given)}
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in values:  # argparse would name it before unknown flags
+            parser.error(f"{_flag(name)} is required")
+    try:
+        return flags(**values)
+    except InvalidSettingError as error:
+        parser.error(f"{_flag(error.name)} {error.problem}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises errors instead of printing them and exiting."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Keeps paragraphs apart, and flags and file names whole."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join("\n".join(self._split_lines(part, width)) for part in text.split("\n\n"))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
+
+
+def _flag(name: str) -> str:
+    """``--batch-size`` for a field named ``batch_size``, or for ``--batch_size=5`` the same with its value."""
+    name, equals, value = name.partition("=")
+    return f"--{name.removeprefix('--').replace('_', '-')}{equals}{value}"
+
+
+def _add_argument(
+    group: "argparse.ArgumentParser | argparse._ArgumentGroup", field: dataclasses.Field, hint: Any, is_pair: bool
+) -> argparse.Action:
+    """Add the argument of a field; ``Settings`` converts its text.
+
+    Args:
+        group: where to add it.
+        field: the field.
+        hint: its annotation.
+        is_pair: whether a switch can be turned off too, for example if a config file turns it on.
+    """
+    metadata = field.metadata
+    kind, meta = type_and_meta(hint)
+    options = {"help": metadata["help"]}
+    if kind is bool:
+        options["action"] = argparse.BooleanOptionalAction if is_pair else "store_true"
+    else:
+        options["metavar"] = metadata["metavar"] or meta.title
+    if typing.get_origin(kind) is tuple:
+        options["nargs"] = "+" if ... in typing.get_args(kind) else len(typing.get_args(kind))
+    if isinstance(field.default, int | float | str) and field.default is not False:
+        options["help"] += f" (default: {'on' if field.default is True else field.default})"
+    if metadata["positional"]:
+        return group.add_argument(field.name, **options)
+    return group.add_argument(_flag(field.name), dest=field.name, **options)
 
 
 def use_every_processor() -> None:
@@ -295,13 +357,3 @@ def _repair_damaged_entries(cache: Path) -> None:
             show_warning(message, *details, **options)
 
     warnings.showwarning = showwarning
-
-
-def _one_line(box: str) -> str:
-    # tyro draws a box: a title, what is wrong, and below a rule what --help says too.
-    lines = (line.strip("│╰╯ ") for line in box.splitlines()[1:])
-    message = next(group for is_text, group in groupby(lines, lambda line: bool(line.strip("─-"))) if is_text)
-    line = " ".join(message).removeprefix("Error parsing ")
-    for theirs, ours in WORDINGS.items():
-        line = re.sub(theirs, ours, line)
-    return line.rstrip(".")

@@ -1,16 +1,16 @@
-"""``python -m cnn_jax.evaluate RUN``: how good a trained network is, class by class."""
+"""``python -m cnn_jax.evaluate RUN``: the accuracy of a trained network, overall and by class."""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from cnn_jax import cli
 from cnn_jax.errors import printable
+from cnn_jax.settings import Checkpoint, FilePath, Name, Settings, Switch, setting
 
 if TYPE_CHECKING:
     from cnn_jax.data import Dataset
@@ -18,30 +18,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateFlags:
-    """Score a run's network on the test examples of its data set, or of another one that it fits."""
+class EvaluateFlags(Settings):
+    """Evaluate a trained network on the test set of its dataset, or of another dataset with the same classes."""
 
-    run: Annotated[str, Positional, arg(metavar="RUN")]
-    """The run directory that training made."""
-
-    checkpoint: Literal["newest", "best"] = "newest"
-    """The newest checkpoint, or the one of the best test accuracy."""
-
-    dataset: Annotated[str | None, arg(metavar="NAME")] = None
-    """Another data set than the run's own, by the names that training takes; folder:PATH is brought to the run's size
-    and colours, and its classes must be among the run's."""
-
-    skip_unreadable: Annotated[bool, FlagCreatePairsOff] = False
-    """Leave out the files of folder:PATH that cannot be read as images, and say how many they are."""
-
-    data_dir: Annotated[str | None, arg(metavar="DIR")] = None
-    """Where the data set lies now, if elsewhere than in training."""
+    run: FilePath = setting("the run directory", metavar="RUN", positional=True)
+    checkpoint: Checkpoint = setting("the newest checkpoint or the one with the best accuracy", default="newest")
+    dataset: Name | None = setting(
+        "another dataset, named as in training; the images of folder:PATH are resized and converted to the network's "
+        "input, and its classes must be among the network's (default: the run's own)",
+        default=None,
+    )
+    skip_unreadable: Switch = setting(
+        "skip files in folder:PATH that cannot be read as images, and print how many", default=False
+    )
+    data_dir: FilePath | None = setting("the directory of the dataset, if it has moved", default=None, metavar="DIR")
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     flags = cli.parse(EvaluateFlags, args, module="cnn_jax.evaluate")
-    # What follows is slow to import, and of no use to somebody who mistyped a flag.
+    # Slow imports come after the flags are parsed.
     from cnn_jax.report.tables import class_table, confused_pairs
     from cnn_jax.runs.run import load_run
 
@@ -58,7 +54,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _load(run: "Run", flags: EvaluateFlags) -> "Dataset":
-    """The run's data set, or the one that the flags name, by the run's settings but for what they change."""
+    """Load the run's dataset or the one that the flags name, with the run's settings otherwise."""
     from cnn_jax import data
 
     config = dataclasses.replace(run.config, data_dir=flags.data_dir or run.config.data_dir)
@@ -76,7 +72,7 @@ def _load(run: "Run", flags: EvaluateFlags) -> "Dataset":
     has_test_split = is_folder and Path(dataset.name.removeprefix("folder:"), "test").is_dir()
     if not is_folder or has_test_split or dataset.name == run.config.dataset:
         return dataset
-    # Of a folder that the network has not seen nothing need be held out.
+    # The network was not trained on this folder: all of its images can be used.
     splits = (dataset.train, dataset.test)
     images, labels = (np.concatenate(arrays) for arrays in zip(*((s.images, s.labels) for s in splits), strict=True))
     return dataclasses.replace(dataset, test=data.Split(images, labels))

@@ -1,42 +1,40 @@
-"""``python -m cnn_jax.export RUN --format stablehlo``: a trained network in a form that other programs read."""
+"""``python -m cnn_jax.export RUN --format stablehlo``: write a trained network in a format for other programs."""
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-from tyro.conf import Positional, arg
 
 from cnn_jax import cli
 from cnn_jax.errors import printable
-from cnn_jax.formats import FILE_NAMES, Format
+from cnn_jax.formats import FILE_NAMES
+from cnn_jax.settings import Checkpoint, FilePath, Settings, choice, setting
+
+ExportFormat = choice(*FILE_NAMES)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportFlags:
-    """Write a run's network in another form, once what was written is verified on test images of its data set."""
+class ExportFlags(Settings):
+    """Export a trained network, after verifying the exported file on test images.
 
-    run: Annotated[str, Positional, arg(metavar="RUN")]
-    """The run directory that training made."""
+    Formats: stablehlo is a program that jax runs on any device, onnx a model, safetensors and pytorch are weights.
+    """
 
-    format: Format
-    """stablehlo: a program for jax on any device; onnx: a model; safetensors, pytorch: the weights."""
-
-    output: Annotated[str | None, arg(metavar="PATH")] = None
-    """The file to write; else model.stablehlo, model.onnx, model.safetensors or pytorch.safetensors in the run."""
-
-    checkpoint: Literal["newest", "best"] = "newest"
-    """The newest checkpoint, or the one of the best test accuracy."""
-
-    data_dir: Annotated[str | None, arg(metavar="DIR")] = None
-    """Where the data set lies now, if elsewhere than in training."""
+    run: FilePath = setting("the run directory", metavar="RUN", positional=True)
+    format: ExportFormat = setting("the format to write (required)")
+    output: FilePath | None = setting(
+        "the file to write (default: model.stablehlo, model.onnx, model.safetensors or pytorch.safetensors in the run "
+        "directory)",
+        default=None,
+    )
+    checkpoint: Checkpoint = setting("the newest checkpoint or the one with the best accuracy", default="newest")
+    data_dir: FilePath | None = setting("the directory of the dataset, if it has moved", default=None, metavar="DIR")
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     flags = cli.parse(ExportFlags, args, module="cnn_jax.export")
-    # What follows is slow to import, and of no use to somebody who mistyped a flag.
+    # Slow imports come after the flags are parsed.
     from cnn_jax.runs.run import load_run
 
     run = load_run(flags.run, flags.checkpoint)

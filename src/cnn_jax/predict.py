@@ -1,4 +1,4 @@
-"""``python -m cnn_jax.predict RUN PATH...``: what a trained network takes images for."""
+"""``python -m cnn_jax.predict RUN PATH...``: classify images with a trained network."""
 
 import json
 import logging
@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import FlagCreatePairsOff, Positional, arg
+from msgspec import Meta
 
 from cnn_jax import cli
 from cnn_jax.errors import UsageError, printable
+from cnn_jax.settings import Checkpoint, Count, FilePath, Settings, Switch, choice, setting
 from cnn_jax.training.batches import MAX_IMAGES, batch_size_for
 
 if TYPE_CHECKING:
@@ -22,49 +23,40 @@ if TYPE_CHECKING:
     from cnn_jax.runs.run import Run
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-"""Of the files in a folder that are taken for images; a file that is named may have any."""
+"""The suffixes of image files in folders; files named on the command line may have any."""
 
 logger = logging.getLogger("cnn_jax")
 
+Invert = choice("auto", "yes", "no")
+
 
 @dataclass(frozen=True, kw_only=True)
-class PredictFlags:
-    """Classify images: a line for each, with the most probable classes and their probabilities.
+class PredictFlags(Settings):
+    """Classify images, printing one line per image with the most probable classes and their probabilities.
 
-    The images are prepared as those the network was trained on: brought to their size and colours, and to values from
-    0 to 1.
+    The images are converted like the training images: same size, same color channels, values from 0 to 1.
     """
 
-    run: Annotated[str, Positional, arg(metavar="RUN")]
-    """The run directory that training made."""
-
-    paths: Annotated[tuple[str, ...], Positional, arg(metavar="PATH")]
-    """Image files (PNG, JPEG, WebP, BMP), folders of them, or - for a list of files on standard input."""
-
-    top_k: int = 3
-    """Classes to name for an image, the most probable first."""
-
-    json: Annotated[bool, FlagCreatePairsOff] = False
-    """Print a JSON object a line."""
-
-    invert: Literal["auto", "yes", "no"] = "auto"
-    """Exchange light and dark; auto does it for an image on a light ground where the network learned on dark ones."""
-
-    checkpoint: Literal["newest", "best"] = "newest"
-    """The newest checkpoint, or the one of the best test accuracy."""
-
-    skip_unreadable: Annotated[bool, FlagCreatePairsOff] = False
-    """Pass over files that cannot be read as images, and say how many they are."""
+    run: FilePath = setting("the run directory", metavar="RUN", positional=True)
+    paths: Annotated[tuple[FilePath, ...], Meta(description="paths")] = setting(
+        "image files (PNG, JPEG, WebP, BMP), folders of them, or - to read a list of files from standard input",
+        metavar="PATH...",
+        positional=True,
+    )
+    top_k: Count = setting("the number of classes per image", default=3)
+    json: Switch = setting("print one JSON object per line", default=False)
+    invert: Invert = setting(
+        "invert light and dark; auto does so for images on a light background if the training images had a dark one",
+        default="auto",
+    )
+    checkpoint: Checkpoint = setting("the newest checkpoint or the one with the best accuracy", default="newest")
+    skip_unreadable: Switch = setting("skip files that cannot be read as images, and print how many", default=False)
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     flags = cli.parse(PredictFlags, args, module="cnn_jax.predict")
-    if not flags.paths:
-        raise UsageError("no images are given: name files, folders, or - for a list on standard input")
-    if flags.top_k < 1:
-        raise UsageError(f"--top-k must be above zero, not {flags.top_k}")
-    # What follows is slow to import, and of no use to somebody who mistyped a flag.
+    # Slow imports come after the flags are parsed.
     from cnn_jax.runs.run import load_run
 
     run = load_run(flags.run, flags.checkpoint)
@@ -78,7 +70,7 @@ def main(args: Sequence[str]) -> int:
 
 
 def _files(paths: Iterable[str]) -> Iterator[Path]:
-    """The files that the command line means, in its order; those of a folder sorted."""
+    """Yield the files named on the command line, and those in folders in sorted order."""
     for path in paths:
         if path == "-":
             yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
@@ -87,19 +79,19 @@ def _files(paths: Iterable[str]) -> Iterator[Path]:
                 file for file in Path(path).rglob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file()
             )
             if not files:
-                raise UsageError(f"there are no images in {path}: it has no files named {', '.join(SUFFIXES)}")
+                raise UsageError(f"no images in {path}: expected files named *{', *'.join(SUFFIXES)}")
             yield from files
         else:
             yield Path(path)
 
 
 def _classify(run: "Run", files: Iterator[Path], flags: PredictFlags) -> Iterator[tuple[Path, "np.ndarray"]]:
-    """Each file with the probabilities of the classes."""
+    """Yield each file with its class probabilities."""
     import numpy as np
 
     from cnn_jax.data.image import quiet
 
-    # The largest batch: the number of files is known only at their end.
+    # The largest batch, because the number of files is not known in advance.
     batch_size = batch_size_for(run.image_shape, MAX_IMAGES)
     errors: list[UsageError] = []
 
@@ -109,7 +101,7 @@ def _classify(run: "Run", files: Iterator[Path], flags: PredictFlags) -> Iterato
         except UsageError as error:
             return error
 
-    with quiet(), ThreadPoolExecutor() as threads:  # Pillow leaves Python to the others while it decodes
+    with quiet(), ThreadPoolExecutor() as threads:  # Pillow releases the GIL while decoding
         while batch := list(islice(files, batch_size)):
             images = list(zip(batch, threads.map(read, batch), strict=True))
             readable = [(path, image) for path, image in images if not isinstance(image, UsageError)]
@@ -120,7 +112,7 @@ def _classify(run: "Run", files: Iterator[Path], flags: PredictFlags) -> Iterato
             if errors and not flags.skip_unreadable:
                 raise errors[0]
     if errors:
-        logger.warning("left out %d that cannot be read as images, the first: %s", len(errors), errors[0])
+        logger.warning("skipped %d file(s) that cannot be read as images; the first: %s", len(errors), errors[0])
 
 
 if __name__ == "__main__":

@@ -1,47 +1,43 @@
-"""``python -m cnn_jax.train``: train a network, a line an epoch on standard output."""
+"""``python -m cnn_jax.train``: train a network and print one line per epoch."""
 
 import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
-
-from tyro.conf import FlagCreatePairsOff, arg
 
 from cnn_jax import cli
 from cnn_jax.config import Config
 from cnn_jax.errors import UsageError
+from cnn_jax.settings import FilePath, Switch, setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags(Config):
-    """Train an image-classifying CNN: a line an epoch, and all that comes of it in a run directory.
+    """Train an image classifier, printing one line per epoch, and write checkpoints and a report to a run directory.
 
-    Exit status: 0 when done, 1 when something failed, 2 when what was given cannot be used, 3 when the epochs ran out
-    before --target-accuracy was reached, 130, 143 or 129 when Ctrl-C, SIGTERM or SIGHUP stopped it, at a
-    checkpoint.
+    Exit status: 0 on success, 1 on failure, 2 for invalid input, 3 if --target-accuracy was not reached; 130, 143 or
+    129 if Ctrl-C, SIGTERM or SIGHUP stopped training after saving a checkpoint.
     """
 
-    config: Annotated[str | None, arg(metavar="PATH")] = None
-    """Where the defaults of the other flags come from: a YAML file, or the bare name of a preset, tutorial."""
-
-    workdir: Annotated[str | None, arg(metavar="DIR")] = None
-    """The run directory; runs/<dataset>-<model>-<time> if not given."""
-
-    resume: Annotated[bool, FlagCreatePairsOff] = False
-    """Go on from the newest checkpoint in --workdir, by its settings where no flag is given."""
+    config: FilePath | None = setting(
+        "a YAML file or preset (tutorial) with defaults for the other flags", default=None
+    )
+    workdir: FilePath | None = setting(
+        "the run directory (default: runs/<dataset>-<model>-<time>)", default=None, metavar="DIR"
+    )
+    resume: Switch = setting("continue the run in --workdir from its newest checkpoint and settings", default=False)
 
 
 def main(args: Sequence[str]) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     flags = parse(args)
     config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
-    # What follows is slow to import, and of no use to somebody who mistyped a flag.
+    # Slow imports come after the flags are parsed.
     from cnn_jax.report.console import EpochPrinter
     from cnn_jax.runs.fit import DETERMINISTIC_OPS, StoppedError, fit, reached_target
 
     if config.deterministic:
-        # XLA reads its flags once, when jax first looks for devices.
+        # XLA reads its flags once, when jax initializes its devices.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_OPS}"
     with EpochPrinter(config.epochs) as printer, cli.StopSignals() as signals:
         try:
@@ -64,10 +60,10 @@ def main(args: Sequence[str]) -> int:
 
 
 def parse(args: Sequence[str]) -> TrainFlags:
-    """The flags, with the defaults that ``--config`` or the run to go on with gives them."""
+    """Parse the command line, with defaults from ``--config`` or from the run to resume."""
     flags = cli.parse(TrainFlags, args, module="cnn_jax.train")
     if flags.resume and flags.workdir is None:
-        raise UsageError("--resume needs --workdir, the run directory to go on in")
+        raise UsageError("--resume needs --workdir, the directory of the run to resume")
     if flags.config is not None:
         defaults = Config.from_yaml(flags.config)
     elif flags.resume:
@@ -76,7 +72,7 @@ def parse(args: Sequence[str]) -> TrainFlags:
         defaults = load_config(flags.workdir)
     else:
         return flags
-    return cli.parse(TrainFlags, args, module="cnn_jax.train", default=TrainFlags(**dataclasses.asdict(defaults)))
+    return cli.parse(TrainFlags, args, module="cnn_jax.train", defaults=dataclasses.asdict(defaults))
 
 
 if __name__ == "__main__":

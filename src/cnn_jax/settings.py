@@ -1,0 +1,116 @@
+"""Dataclasses whose fields state their type, bounds and help text once, for Python, YAML and the command line."""
+
+import dataclasses
+import reprlib
+import typing
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from cnn_jax.errors import UsageError
+
+
+def choice(*values: int | str) -> Any:
+    """The type of one of several values."""
+    names = [str(value) for value in values]
+    description = f"{', '.join(names[:-1])} or {names[-1]}"
+    return Annotated[Literal[*values], Meta(title=f"{{{','.join(names)}}}", description=description)]
+
+
+# A title is what --help puts after the flag, a description what a value must be.
+Count = Annotated[int, Meta(ge=1, lt=2**31, title="N", description="a positive integer below 2**31")]
+Seed = Annotated[int, Meta(ge=0, lt=2**32, title="N", description="an integer from 0 to 2**32 - 1")]
+Rate = Annotated[float, Meta(gt=0, lt=2**31, title="X", description="a positive number below 2**31")]
+Fraction = Annotated[float, Meta(ge=0, lt=1, title="X", description="at least 0 and less than 1")]
+TargetAccuracy = Annotated[float, Meta(gt=0, le=1, title="X", description="greater than 0 and at most 1")]
+Switch = Annotated[bool, Meta(description="true or false")]
+Side = Annotated[int, Meta(ge=1, le=10_000)]
+Channels = choice(1, 3)
+Checkpoint = choice("newest", "best")
+Size = Annotated[tuple[Side, Side], Meta(description="two integers from 1 to 10000")]
+
+# One line, without null bytes, that the file system can encode: what no file function raises a ValueError for.
+FilePath = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[^\0\n-\r\x1c-\x1e\x85\u2028\u2029\ud800-\udc7f\udd00-\udfff]{0,4096}\Z",
+        title="PATH",
+        description="a path",
+    ),
+]
+# Printable, and no longer than a file name, or in folder:PATH than a path.
+_PRINTABLE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
+Name = Annotated[
+    str,
+    Meta(pattern=rf"\A(folder:{_PRINTABLE}{{0,4096}}|{_PRINTABLE}{{0,200}})\Z", title="NAME", description="a name"),
+]
+
+
+class InvalidSettingError(UsageError):
+    """A field was given a value of the wrong type or out of bounds.
+
+    Attributes:
+        name: the field.
+        problem: what it must be and what it is, to be read after the name.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name} {problem}")
+        self.name = name
+        self.problem = problem
+
+
+class Settings:
+    """Base of frozen dataclasses that are validated when created.
+
+    Values are converted to the annotated types: text to numbers, as the command line and YAML 1.1 (``1e-3``) need it,
+    integers to floats and lists to tuples.
+
+    Raises:
+        InvalidSettingError: a value of the wrong type or out of bounds.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, msgspec.convert(value, hint, strict=False))
+            except (msgspec.ValidationError, UnicodeEncodeError):  # the latter for text with surrogates
+                _, meta = type_and_meta(hint)
+                raise InvalidSettingError(name, f"must be {meta.description}, not {show(value)}") from None
+
+
+def setting(
+    help: str,
+    *,
+    default: Any = dataclasses.MISSING,
+    metavar: str | tuple[str, ...] | None = None,
+    positional: bool = False,
+    may_change: bool = False,
+) -> Any:
+    """A field of a ``Settings`` dataclass.
+
+    Args:
+        help: the help text of its flag. A default of None is explained there.
+        default: its default; required without one.
+        metavar: what ``--help`` puts after the flag instead of the type's title.
+        positional: whether it is given by position instead of by a flag.
+        may_change: whether a resumed run may change it.
+    """
+    metadata = {"help": help, "metavar": metavar, "positional": positional, "may_change": may_change}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def type_and_meta(hint: Any) -> tuple[Any, Meta]:
+    """The type and constraints of an annotation of the form ``Annotated[...]`` or ``Annotated[...] | None``."""
+    annotated = next(part for part in (hint, *typing.get_args(hint)) if hasattr(part, "__metadata__"))
+    return annotated.__origin__, annotated.__metadata__[0]
+
+
+def show(value: Any) -> str:
+    """A value as messages show it: in one short line."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python converts no integer of more than 4300 digits to text
+        return "a number of thousands of digits"
