@@ -1,4 +1,4 @@
-"""What the commands have in common: flags in, one line for an error, an exit status out."""
+"""Shared code of the commands: flags, one-line errors, exit status, signals."""
 
 import argparse
 import contextlib
@@ -31,21 +31,21 @@ STDERR = 2
 """The file descriptor of standard error, whatever ``sys.stderr`` is at the time."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Ctrl-C, the polite request to end, and the end of the terminal or connection."""
+"""Ctrl-C, a request to terminate, and a closed terminal or connection."""
 
 SHOW_CURSOR = b"\x1b[?25h"
-"""ECMA-48's private mode 25, as every terminal since the VT220 knows it: the progress bar hides the cursor."""
+"""The escape sequence that shows the cursor, which the progress bar hides."""
 
 
 def start(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a command as the whole of this process."""
+    """Run a command and exit the process."""
     _open_standard_streams()
     _ignore_errors_of_other_threads()
     use_every_processor()
     _keep_compiled_programs()
     status = run(main)
     if status == CnnJaxError.exit_status:
-        _discard(STDERR)  # the error is told; the threads of a failed save print tracebacks until Python has ended
+        _discard(STDERR)  # threads of a failed save print tracebacks until the process ends
     sys.exit(status)
 
 
@@ -53,7 +53,7 @@ def run(main: Callable[[Sequence[str]], int]) -> int:
     """Call a command with the process's arguments.
 
     Returns:
-        The exit status: the command's own, 1 if something failed, 2 if what the user gave cannot be used.
+        The exit status: the command's own, 1 for a failure, 2 for invalid input.
     """
     _log_to_stderr()
     try:
@@ -63,15 +63,16 @@ def run(main: Callable[[Sequence[str]], int]) -> int:
         say(f"error: {error}")
         return error.exit_status
     except OSError as error:
-        if error.filename is None:  # standard output cannot be written; nothing more is, not even when Python ends
+        if error.filename is None:  # standard output cannot be written, also not when Python exits
             reader_is_gone = isinstance(error, BrokenPipeError) and _reader_is_gone(sys.stdout.fileno())
             _discard(sys.stdout.fileno())
-            if reader_is_gone:  # as under ``| head``: it has all it wanted
+            if reader_is_gone:  # as in ``| head``, which has read all it needs
                 return 0
         say(f"error: {error.strerror}: {error.filename or 'standard output'}")
         return 1
     except (MemoryError, RuntimeError) as error:
-        # As numpy and Python say it, and jax, whose error is not imported for a command that only prints its help.
+        # numpy and Python raise MemoryError; jax raises a RuntimeError of its own, which is not imported here because
+        # importing jax is slow.
         if not isinstance(error, MemoryError) and not re.search("Out of memory|RESOURCE_EXHAUSTED", str(error)):
             raise
         say("error: out of memory: use smaller images, a smaller --batch-size, or a machine with more memory")
@@ -79,7 +80,7 @@ def run(main: Callable[[Sequence[str]], int]) -> int:
 
 
 def say(message: object) -> None:
-    """Print one line on standard error; it is lost if nobody can read it."""
+    """Print one line on standard error, or nothing if it cannot be written."""
     try:
         print(printable(message), file=sys.stderr, flush=True)
     except OSError:
@@ -87,21 +88,21 @@ def say(message: object) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Give the process all three standard streams, and let them print any name."""
+    """Open closed standard streams, and let them print any character."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed: the next file to be opened would take its place, and be written into
+        except OSError:  # closed: the next file opened would take its descriptor
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115 (they stay open as long as the process lives)
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115 (open until the process ends)
     sys.stderr = sys.stderr or open(STDERR, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # the terminal may lack the letters of a name
+            stream.reconfigure(errors="backslashreplace")  # the encoding may lack characters of a name
 
 
 class _Say(logging.Handler):
-    """Logs to standard error as ``say`` does."""
+    """Logs to standard error with ``say``."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message."""
@@ -115,9 +116,9 @@ def _log_to_stderr() -> None:
 
 
 def _ignore_errors_of_other_threads() -> None:
-    """Keep what libraries print about a failed save out of the user's sight: the save raises one error for all of it.
+    """Silence what libraries print about a failed save, which raises an error anyway.
 
-    On a full disk Orbax logs it, and TensorStore's threads print tracebacks, also while the process ends.
+    On a full disk, Orbax logs errors and TensorStore's threads print tracebacks, even while the process exits.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     threading.excepthook = lambda args: None
@@ -131,7 +132,7 @@ def _ignore_errors_of_other_threads() -> None:
 
 
 def _flushing(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
-    # So that output that cannot be written is an error here, and not when Python ends.
+    # Output that cannot be written is an error here, not when Python exits.
     try:
         return main(args)
     finally:
@@ -139,7 +140,7 @@ def _flushing(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
 
 
 def _discard(descriptor: int) -> None:
-    """Have everything that is written to a descriptor from now on, or still in its buffer, go nowhere."""
+    """Redirect a file descriptor to the null device, including what is still buffered."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, descriptor)
     os.close(null)
@@ -153,9 +154,9 @@ def _reader_is_gone(descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """While this context is entered, the stop signals call a handler; one that is ignored stays ignored.
+    """Handle the stop signals inside this context; ignored signals stay ignored.
 
-    A shell has Ctrl-C ignored in what it starts in the background, and ``nohup`` a hang-up.
+    Shells ignore Ctrl-C in background processes, and ``nohup`` ignores SIGHUP.
     """
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     before = {number: earlier for number, earlier in before.items() if earlier != signal.SIG_IGN}
@@ -169,15 +170,15 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 
 
 def _write_to_stderr(line: bytes) -> None:
-    # Not by print, which the signal may have interrupted; and whoever read it may be gone, as ``tee`` after Ctrl-C.
+    # The signal may have interrupted print, and the reader may have exited, as ``tee`` does on Ctrl-C.
     with contextlib.suppress(OSError):
         os.write(STDERR, line)
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:
-    """End the process, with a line and the exit status of a shell.
+    """Exit with a message and the exit status that a shell reports.
 
-    No exception is raised: jax's callbacks would swallow it, or be left in the middle of something.
+    This raises no exception because jax's callbacks would swallow it or be left in an inconsistent state.
     """
     remove_own_temporaries()
     _write_to_stderr((SHOW_CURSOR if os.isatty(STDERR) else b"") + b"interrupted\n")
@@ -185,9 +186,9 @@ def _stop_at_once(number: int, frame: FrameType | None) -> None:
 
 
 class StopSignals:
-    """While this context is entered, a stop signal asks to stop instead of stopping at once.
+    """Inside this context, a stop signal makes ``received`` true instead of ending the process.
 
-    Until the question is asked for the first time there is nothing to save, and it stops at once; so does a second.
+    A signal before the first call of ``received``, when there is nothing to save, ends the process, as does a second.
     """
 
     def __enter__(self) -> Self:
@@ -201,18 +202,18 @@ class StopSignals:
         self._handling.__exit__(None, None, None)
 
     def received(self) -> bool:
-        """Whether to stop."""
+        """Whether a stop signal was received."""
         self._asked = True
         return self._signal is not None
 
     @property
     def exit_status(self) -> int:
-        """As a shell gives it for a process that the signal ended."""
+        """The exit status that a shell reports for the signal."""
         return 128 + self._signal
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None or not self._asked:
-            _stop_at_once(number, frame)  # what is saved is saved; there is nothing to wait for
+            _stop_at_once(number, frame)  # nothing to wait for
         self._signal = number
         _write_to_stderr(b"stopping after this chunk; once more to stop at once\n")
 
@@ -317,17 +318,17 @@ def _add_argument(
 
 
 def use_every_processor() -> None:
-    """Have jax take each processor for a device, unless the environment says otherwise; to call before jax looks."""
-    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):  # an older name of the same
+    """Make each processor a jax device; existing environment variables win. Call it before jax initializes."""
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):  # the older setting
         return
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(processors))
 
 
 def _keep_compiled_programs() -> None:
-    """Have jax keep compiled programs in the user's cache, unless the environment says otherwise.
+    """Keep jax's compiled programs in the user's cache; existing environment variables win.
 
-    A compiled program is executed, so the cache must belong to the user and be closed to others.
+    Compiled programs are executed, so only the user may have access to the cache.
     """
     try:
         cache = user_cache() / "compiled"
@@ -335,7 +336,7 @@ def _keep_compiled_programs() -> None:
         return
     if not private_directory(cache):
         return
-    # By the environment, because jax is not imported yet; existing variables win.
+    # Environment variables, because jax is not imported yet.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
     if os.environ["JAX_COMPILATION_CACHE_DIR"] == str(cache):
@@ -343,9 +344,9 @@ def _keep_compiled_programs() -> None:
 
 
 def _repair_damaged_entries(cache: Path) -> None:
-    """Remove a damaged entry of the compilation cache when jax warns of it, so that it is written anew.
+    """Remove damaged entries of the compilation cache when jax warns about them.
 
-    jax compiles the program in place of an entry that it cannot read, but never overwrites one.
+    jax then compiles the program, but does not overwrite the entry.
     """
     show_warning = warnings.showwarning
 

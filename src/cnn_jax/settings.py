@@ -12,13 +12,13 @@ from cnn_jax.errors import UsageError
 
 
 def choice(*values: int | str) -> Any:
-    """The type of one of several values."""
+    """Return the type of a value that is one of several."""
     names = [str(value) for value in values]
     description = f"{', '.join(names[:-1])} or {names[-1]}"
     return Annotated[Literal[*values], Meta(title=f"{{{','.join(names)}}}", description=description)]
 
 
-# A title is what --help puts after the flag, a description what a value must be.
+# The title of a type is its placeholder in --help; its description completes the error message "... must be".
 Count = Annotated[int, Meta(ge=1, lt=2**31, title="N", description="a positive integer below 2**31")]
 Seed = Annotated[int, Meta(ge=0, lt=2**32, title="N", description="an integer from 0 to 2**32 - 1")]
 Rate = Annotated[float, Meta(gt=0, lt=2**31, title="X", description="a positive number below 2**31")]
@@ -30,7 +30,7 @@ Channels = choice(1, 3)
 Checkpoint = choice("newest", "best")
 Size = Annotated[tuple[Side, Side], Meta(description="two integers from 1 to 10000")]
 
-# One line, without null bytes, that the file system can encode: what no file function raises a ValueError for.
+# No line breaks, null bytes or unencodable characters: file functions raise no error but OSError.
 FilePath = Annotated[
     str,
     Meta(
@@ -39,7 +39,7 @@ FilePath = Annotated[
         description="a path",
     ),
 ]
-# Printable, and no longer than a file name, or in folder:PATH than a path.
+# No control characters or surrogates; at most as long as a file name, or as a path in folder:PATH.
 _PRINTABLE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]"
 Name = Annotated[
     str,
@@ -89,13 +89,13 @@ def setting(
     positional: bool = False,
     may_change: bool = False,
 ) -> Any:
-    """A field of a ``Settings`` dataclass.
+    """Define a field of a ``Settings`` dataclass.
 
     Args:
-        help: the help text of its flag. A default of None is explained there.
-        default: its default; required without one.
-        metavar: what ``--help`` puts after the flag instead of the type's title.
-        positional: whether it is given by position instead of by a flag.
+        help: the help text of its flag, which explains a default of None.
+        default: the default; without one, the field is required.
+        metavar: the placeholder in ``--help``, instead of the type's title.
+        positional: whether it is a positional argument instead of a flag.
         may_change: whether a resumed run may change it.
     """
     metadata = {"help": help, "metavar": metavar, "positional": positional, "may_change": may_change}
@@ -103,13 +103,13 @@ def setting(
 
 
 def type_and_meta(hint: Any) -> tuple[Any, Meta]:
-    """The type and constraints of an annotation of the form ``Annotated[...]`` or ``Annotated[...] | None``."""
+    """Return the type and constraints of an annotation ``Annotated[...]`` or ``Annotated[...] | None``."""
     annotated = next(part for part in (hint, *typing.get_args(hint)) if hasattr(part, "__metadata__"))
     return annotated.__origin__, annotated.__metadata__[0]
 
 
 def show(value: Any) -> str:
-    """A value as messages show it: in one short line."""
+    """Format a value for a message, in one short line."""
     try:
         return reprlib.repr(value)
     except ValueError:  # Python converts no integer of more than 4300 digits to text
