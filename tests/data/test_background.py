@@ -11,11 +11,11 @@ def picture(around, thing):
 
 
 @pytest.mark.parametrize(("around", "light"), [(0, False), (100, False), (140, True), (255, True)])
-def test_a_light_ground_is_told_by_the_border(around, light):
+def test_a_light_background_is_recognised_by_the_border(around, light):
     assert background.is_light(picture(around, 255 - around)) is light
 
 
-def test_colours_count_together():
+def test_colour_channels_count_together():
     assert background.is_light(np.full((9, 9, 3), (0, 200, 255), np.uint8))
 
 
@@ -25,7 +25,7 @@ def test_a_data_set_is_dark_if_nearly_all_images_are(light_ones, dark):
     assert background.is_dark(images) is dark
 
 
-def test_only_a_thousand_are_looked_at_from_all_over():
+def test_a_sample_spread_over_the_dataset():
     images = np.zeros((10_000, 3, 3, 1), np.uint8)
     images[5000:] = 255
     assert background.is_dark(images[:5000])

@@ -6,8 +6,6 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from cnn_jax.data import digits
-from cnn_jax.data.splits import hold_out
-from cnn_jax.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +54,3 @@ def test_same_on_every_supported_version(dataset):
     assert dataset.train.labels[:12].tolist() == [3, 9, 1, 3, 1, 9, 4, 4, 2, 8, 3, 5]
     assert dataset.test.labels[:12].tolist() == [7, 6, 3, 7, 7, 3, 2, 8, 9, 3, 2, 6]
     assert hashlib.sha256(dataset.test.images.tobytes()).hexdigest().startswith("a04fdfd375b22d74")
-
-
-def test_a_class_of_one_cannot_be_split():
-    images = np.zeros((11, 2, 2, 1), np.uint8)
-    with pytest.raises(UsageError, match="too few examples"):
-        hold_out(images, np.array([0] * 10 + [1], np.int32))

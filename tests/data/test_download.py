@@ -48,7 +48,7 @@ def test_server_that_never_answers(no_proxy, tmp_path):
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/file.gz"
         start = time.monotonic()
         with pytest.raises(DownloadError, match=r"/file.gz: no answer within 0.2 seconds;"):
-            fetch(expected(url), tmp_path, "set", patience=0.2)
+            fetch(expected(url), tmp_path, "set", connect_timeout=0.2)
         assert time.monotonic() - start < 2
 
 
@@ -62,7 +62,7 @@ def test_time_out_holds_where_requests_has_none(server, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", slow)
     start = time.monotonic()
     with pytest.raises(DownloadError, match="no answer within"):
-        fetch(expected(f"{server.url}/file.gz"), tmp_path, "set", patience=0.2)
+        fetch(expected(f"{server.url}/file.gz"), tmp_path, "set", connect_timeout=0.2)
     assert time.monotonic() - start < 1
 
 
@@ -83,7 +83,7 @@ def test_server_that_stalls(server, tmp_path, pieces):
     server.bodies["/file.gz"] = pieces()
     start = time.monotonic()
     with pytest.raises(DownloadError, match=r"/file.gz: stalled for 0.3 seconds; put the files into"):
-        fetch(expected(f"{server.url}/file.gz", bytes(download.PIECE)), tmp_path, "set", stall=0.3)
+        fetch(expected(f"{server.url}/file.gz", bytes(download.PIECE)), tmp_path, "set", stall_timeout=0.3)
     assert time.monotonic() - start < 1
     assert list(tmp_path.iterdir()) == []
 
@@ -95,13 +95,13 @@ def test_slow_but_steady(server, tmp_path):
             time.sleep(0.1)
 
     server.bodies["/file.gz"] = steady()
-    fetch(expected(f"{server.url}/file.gz", bytes(5 * download.PIECE)), tmp_path, "set", stall=0.3)
+    fetch(expected(f"{server.url}/file.gz", bytes(5 * download.PIECE)), tmp_path, "set", stall_timeout=0.3)
     assert (tmp_path / "set" / "file.gz").stat().st_size == 5 * download.PIECE
 
 
 def test_no_more_is_received_than_expected(server, tmp_path):
     server.bodies["/file.gz"] = itertools.repeat(bytes(1 << 16))
-    with pytest.raises(CnnJaxError, match="sent something else than the catalogue's file"):
+    with pytest.raises(CnnJaxError, match="sent another file than expected"):
         fetch(expected(f"{server.url}/file.gz"), tmp_path, "set")
     until = time.monotonic() + 5
     while not server.sent and time.monotonic() < until:
@@ -121,7 +121,7 @@ def test_a_connection_that_breaks(no_proxy, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=serve, args=(listening,))
         thread.start()
-        with pytest.raises(DownloadError, match=r"/file.gz: the connection broke;"):
+        with pytest.raises(DownloadError, match=r"/file.gz: connection lost;"):
             fetch(expected(f"http://127.0.0.1:{listening.getsockname()[1]}/file.gz"), tmp_path, "set")
         thread.join()
     assert list(tmp_path.iterdir()) == []
@@ -174,7 +174,7 @@ def test_what_is_sent_is_verified(server, tmp_path, sent):
     server.bodies["/good.gz"] = b"good"
     server.bodies["/bad.gz"] = sent
     url_infos = expected(f"{server.url}/good.gz", b"good") | expected(f"{server.url}/bad.gz", b"content")
-    with pytest.raises(CnnJaxError, match=r"/bad.gz sent something else than the catalogue's file") as caught:
+    with pytest.raises(CnnJaxError, match=r"/bad.gz sent another file than expected") as caught:
         fetch(url_infos, tmp_path, "set")
     assert not isinstance(caught.value, DownloadError)
     assert list(tmp_path.iterdir()) == []

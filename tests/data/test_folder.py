@@ -97,26 +97,117 @@ def test_train_and_test(root, capfd, caplog):
     assert caplog.records == []
 
 
-def test_a_fifth_of_each_class_is_held_out(root):
-    sizes = {"a": 20, "b": 10, "c": 2, "d": 3}
+def held_out_values(root, **settings):
+    """The values of the images in each split but the first."""
+    return {name: set(numbers(split)) for name, split in load(root, **settings).splits.items() if name != "train"}
+
+
+def test_a_fifth_is_held_out(root):
+    sizes = {"a": 100, "b": 50, "c": 2, "d": 3}
     put_split(root, {".": sizes})
-    dataset = load(root, seed=3)
-    assert np.bincount(dataset.test.labels).tolist() == [4, 2, 1, 1]
-    assert np.bincount(dataset.train.labels).tolist() == [16, 8, 1, 2]
-    assert sorted(numbers(dataset.train) + numbers(dataset.test)) == list(range(35))
+    dataset = load(root)
+    counts = np.bincount(dataset.test.labels)
+    assert 10 <= counts[0] <= 30
+    assert 4 <= counts[1] <= 18
+    assert (counts >= 1).all()
+    assert (np.bincount(dataset.train.labels) >= 1).all()
+    assert sorted(numbers(dataset.train) + numbers(dataset.test)) == list(range(155))
     classes = np.repeat(range(4), list(sizes.values()))
     for split in (dataset.train, dataset.test):
         np.testing.assert_array_equal(split.labels, classes[numbers(split)])
         assert sorted(split.labels) != split.labels.tolist()  # in random order
-    again, other = load(root, seed=3), load(root, seed=4)
-    assert numbers(again.test) == numbers(dataset.test)
-    assert numbers(again.train) == numbers(dataset.train)
-    assert set(numbers(other.test)) != set(numbers(dataset.test))
 
 
-def test_held_out_the_same_on_every_supported_version(root):
-    put_split(root, {".": {"a": 10, "b": 10}})
-    assert numbers(load(root, seed=1).test) == [1, 10, 18, 7]
+def test_the_split_does_not_depend_on_the_seed(root):
+    put_split(root, {".": {"a": 30, "b": 30}})
+    first, second = load(root, validation_fraction=0.3, seed=0), load(root, validation_fraction=0.3, seed=4)
+    assert first.sha256 == second.sha256
+    assert held_out_values(root)["test"] == set(numbers(first.test))
+    other = held_out_values(root, validation_fraction=0.3, split_seed=1)
+    assert other["test"] != set(numbers(first.test))
+    assert other["validation"] != set(numbers(first.validation))
+
+
+def test_a_new_file_moves_no_other(root):
+    put_split(root, {".": {"a": 20, "b": 20}})
+    before = held_out_values(root, validation_fraction=0.3)
+    assert all(before.values())
+    for number in range(40, 60):
+        put(root, f"{'ab'[number % 2]}/{'!z'[number // 2 % 2]}{number}.png", grey(number))
+        after = held_out_values(root, validation_fraction=0.3)
+        assert {name: values & set(range(40)) for name, values in after.items()} == before
+    assert after["test"] - before["test"]
+    assert after["validation"] - before["validation"]
+    for number in range(60, 70):
+        put(root, f"c/{number}.png", grey(number))  # a new class
+    after = held_out_values(root, validation_fraction=0.3)
+    assert {name: values & set(range(40)) for name, values in after.items()} == before
+
+
+def test_names_do_not_matter(root):
+    put_split(root, {".": {"a": 20, "b": 20}})
+    first = load(root, validation_fraction=0.3)
+    for number, path in enumerate(sorted(root.glob("*/*.png"))):
+        path.rename(path.with_name(f"{number * 7 % 40}-renamed.png"))
+    root = root.rename(root.with_name("renamed"))
+    assert load(root, validation_fraction=0.3).sha256 == first.sha256
+
+
+def test_identical_images_are_on_one_side(root):
+    for number in range(40):
+        for copy in range(3):
+            put(root, f"{'ab'[number % 2]}/{copy}-{number}.png", grey(number))
+        put(root, f"{'ba'[number % 2]}/other-{number}.png", grey(number))  # also in the other class
+    dataset = load(root, validation_fraction=0.3)
+    values = [set(numbers(split)) for split in dataset.splits.values()]
+    assert sum(map(len, values)) == len(set.union(*values)) == 40
+
+
+@pytest.mark.parametrize("sizes", [{"a": 2, "b": 2}, {"a": 2, "b": 3, "c": 30}])
+@pytest.mark.parametrize("split_seed", range(5))
+def test_small_classes_are_in_every_split(root, sizes, split_seed):
+    put_split(root, {".": sizes})
+    dataset = load(root, split_seed=split_seed)
+    for split in (dataset.train, dataset.test):
+        assert set(split.labels) == set(range(len(sizes)))
+
+
+def test_copies_of_one_image_cannot_be_split(root):
+    put_split(root, {".": {"a": 2, "b": 2}})
+    for index in range(2):
+        put(root, f"c/{index}.png", grey(9))
+    assert refusal(root) == (
+        "class 'c' has too few different images to hold a test split out of: every class needs at least 2"
+    )
+
+
+def test_too_few_for_validation(root):
+    put_split(root, {".": {"a": 2, "b": 9}})
+    assert refusal(root, validation_fraction=0.5) == (
+        "class 'a' has too few different images to hold a validation split out of: every class needs at least 2"
+    )
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_its_own_validation_split(root, name):
+    put_split(root, {"train": {"a": 1, "b": 1}, name: {"a": 2, "b": 1}, "test": {"a": 1, "b": 1}})
+    dataset = load(root)
+    assert list(dataset.splits) == ["train", "validation", "test"]
+    assert [numbers(split) for split in dataset.splits.values()] == [[0, 1], [2, 3, 4], [5, 6]]
+    assert dataset.validation.labels.tolist() == [0, 0, 1]
+    assert refusal(root, validation_fraction=0.5) == (
+        f"folder:{root} has its own validation split: leave out validation_fraction"
+    )
+    put(root, f"{name}/c/0.png", grey(0))
+    assert refusal(root) == f"{root}/{name} and {root}/train must have the same classes, but only {name}/ has c"
+
+
+def test_validation_held_out_of_train(root):
+    put_split(root, {"train": {"a": 30, "b": 30}, "test": {"a": 1, "b": 1}})
+    dataset = load(root, validation_fraction=0.5)
+    assert numbers(dataset.test) == [60, 61]
+    assert sorted(numbers(dataset.train) + numbers(dataset.validation)) == list(range(60))
+    assert 15 <= len(dataset.validation) <= 45
 
 
 def test_a_relative_path_becomes_absolute(root, monkeypatch):
@@ -131,7 +222,7 @@ def test_hidden_files_and_what_lies_beside_the_classes_is_passed_over(root):
     put_split(root, {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}})
     for name in ("README", "train/labels.csv", "train/a/.DS_Store", "test/b/Thumbs.db", "test/b/desktop.ini"):
         put(root, name, b"text")
-    for name in ("val/z/0.png", ".git/x/0.png", "train/.cache/0.png"):
+    for name in ("dev/z/0.png", ".git/x/0.png", "train/.cache/0.png"):
         put(root, name, grey(9))
     dataset = load(root)
     assert dataset.class_names == ("a", "b")
@@ -220,7 +311,9 @@ def test_settings_of_folders_alone(root, tmp_path):
     for settings in ({"image_size": (4, 4)}, {"channels": 1}, {"skip_unreadable": True}):
         (name,) = settings
         for dataset in ("digits", "auto", "tfds:cifar10", "fashion_mnist"):
-            with pytest.raises(UsageError, match=f"^{name} is for folder:PATH alone, not for {dataset}: leave it out$"):
+            with pytest.raises(
+                UsageError, match=f"^{name} applies to folder:PATH only, not to {dataset}: leave it out$"
+            ):
                 data.load(Config(dataset=dataset, data_dir=str(tmp_path), **settings))
 
 
@@ -244,14 +337,15 @@ def test_unreadable_files_are_named(spoilt):
     (spoilt / "b" / "folder").rename(spoilt / ".folder")
     for name, wrong in {
         "a/text.png": "is not a PNG, JPEG, WebP or BMP image",
-        "b/annotation.txt": "is not a PNG, JPEG, WebP or BMP image",
         "a/truncated.png": "cannot be decoded: ",
+        "b/annotation.txt": "is not a PNG, JPEG, WebP or BMP image",
     }.items():
         message = refusal(spoilt)
         assert message.startswith(f"{spoilt / name} {wrong}")
         assert message.endswith("; remove it or use --skip-unreadable")
         (spoilt / name).rename(spoilt / f".{name.replace('/', '-')}")
-    assert len(load(spoilt).train) == 8
+    dataset = load(spoilt)
+    assert len(dataset.train) + len(dataset.test) == 10
 
 
 def test_unreadable_files_are_left_out_and_counted_each_time(spoilt, caplog):
@@ -261,7 +355,7 @@ def test_unreadable_files_are_left_out_and_counted_each_time(spoilt, caplog):
         (record,) = caplog.records
         assert (record.name, record.levelno) == ("cnn_jax", logging.WARNING)
         assert record.getMessage() == (
-            f"left out 4 of the 14 files of {spoilt}, which cannot be read as images, the first of them "
+            f"skipped 4 of the 14 files of {spoilt}, which cannot be read as images; the first is "
             f"{spoilt / 'a' / 'text.png'}"
         )
         caplog.clear()
@@ -274,14 +368,13 @@ def test_nothing_left_of_a_class(root, caplog):
     put_split(root, {"train": {"a": 2, "b": 2}, "test": {"a": 2}})
     put(root, "test/b/0.png", b"text")
     message = refusal(root, skip_unreadable=True)
-    assert message == f"{root / 'test' / 'b'} holds too few images that can be read, 0: every class needs at least 1"
+    assert message == f"{root / 'test' / 'b'} has too few readable images, 0: every class needs at least 1"
 
 
 def test_nothing_left_at_all(root):
     for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
         put(root, name, b"text")
     assert refusal(root, skip_unreadable=True) == f"none of the 4 files of {root} can be read as an image"
-    assert "holds too few images" in refusal(root, skip_unreadable=True, image_size=(4, 4))
 
 
 def test_a_bomb(root):
@@ -300,7 +393,7 @@ def test_names_that_a_terminal_would_obey(root):
     assert r"b/\x1b[31m\nred.png is not a PNG" in refusal(root)
     (root / "c\n").mkdir()
     put(root, "c\n/0.png", grey(0))
-    assert refusal(root) == rf"{root}: c\n cannot be printed as a class's name: rename the folder"
+    assert refusal(root) == rf"{root}: c\n is not a printable class name: rename the folder"
 
 
 @contextlib.contextmanager
@@ -334,8 +427,8 @@ def test_no_permission():
 @pytest.mark.parametrize(
     ("path", "wrong"),
     [
-        ("missing", "cannot read the folder {}: No such file or directory; give another as folder:PATH"),
-        ("file", "cannot read the folder {}: Not a directory; give another as folder:PATH"),
+        ("missing", "cannot read the folder {}: No such file or directory; use another folder:PATH"),
+        ("file", "cannot read the folder {}: Not a directory; use another folder:PATH"),
     ],
 )
 def test_no_folder(tmp_path, path, wrong):
@@ -349,36 +442,47 @@ def test_nobodys_home():
 
 @pytest.mark.parametrize("name", ["folder:", "folder"])
 def test_no_path(name):
-    with pytest.raises(UsageError, match=rf"unknown data set '{name}'; did you mean 'folder:PATH'\?; data sets: .*"):
+    with pytest.raises(UsageError, match=rf"unknown dataset '{name}'; did you mean 'folder:PATH'\?; datasets: .*"):
         data.load(Config(dataset=name))
 
 
 @pytest.mark.parametrize(
     ("files", "wrong"),
     [
-        ([], "{} holds no folders of images: two or more are needed, each in a folder of its name"),
-        (["0.png", "1.png"], "{} holds no folders of images: two or more"),
-        (["a/0.png", "a/1.png"], "{} holds one class alone, a: two or more are needed"),
-        (["train/a/0.png", "test/a/1.png"], "{} holds one class alone, a: two or more are needed"),
-        (["train/0.png", "test/1.png"], "{} holds no folders of images: two or more"),
+        ([], "{} contains no folders of images: at least 2 classes are needed, each in a folder with its name"),
+        (["0.png", "1.png"], "{} contains no folders of images: at least 2"),
+        (["a/0.png", "a/1.png"], "{} has only one class, a: at least 2 classes are needed"),
+        (["train/a/0.png", "test/a/1.png"], "{} has only one class, a: at least 2 classes are needed"),
+        (["train/0.png", "test/1.png"], "{} contains no folders of images: at least 2"),
         (
             ["a/0.png", "b/0.png", "b/1.png"],
-            "{}/a holds too few images that can be read, 1: every class needs at least 2",
+            "{}/a has too few readable images, 1: every class needs at least 2",
         ),
-        (["a/0.png", "a/1.png", "b/.hidden"], "{}/b holds too few images that can be read, 0: every class"),
-        (["train/a/0.png", "train/b/0.png"], "{0} has train/ and no test/: add it, or give folder:{0}/train to have"),
-        (["test/a/0.png", "test/b/0.png", "train"], "{0} has test/ and no train/: add it, or give folder:{0}/test to"),
+        (["a/0.png", "a/1.png", "b/.hidden"], "{}/b has too few readable images, 0: every class"),
+        (
+            ["train/a/0.png", "train/b/0.png"],
+            "{0} has train/ but no test/: add it, or use folder:{0}/train to hold out",
+        ),
+        (
+            ["train/a/0.png", "train/b/0.png", "val/a/0.png"],
+            "{0} has train/ and val/ but no test/: add it, or rename val/ to it",
+        ),
+        (
+            [f"{part}/{name}/0.png" for part in ("train", "val", "validation", "test") for name in "ab"],
+            "{0} has both val/ and validation/: keep one of them",
+        ),
+        (["test/a/0.png", "test/b/0.png", "train"], "{0} has test/ but no train/: add it, or use folder:{0}/test to"),
         (
             ["train/a/0.png", "train/b/0.png", "test/a/0.png"],
-            "the classes in {0}/train and {0}/test must be the same: b is in train/ alone",
+            "{0}/train and {0}/test must have the same classes, but only train/ has b",
         ),
         (
             ["train/a/0.png", "train/b/0.png", *(f"test/{name}/0.png" for name in "abcdef")],
-            "the classes in {0}/test and {0}/train must be the same: c, d, e, ... are in test/ alone",
+            "{0}/test and {0}/train must have the same classes, but only test/ has c, d, e, ...",
         ),
         (
             ["train/a/0.png", "train/b/0.png", "test/a/0.png", "test/b/.hidden"],
-            "{}/test/b holds too few images that can be read, 0: every class needs at least 1",
+            "{}/test/b has too few readable images, 0: every class needs at least 1",
         ),
     ],
 )
@@ -392,8 +496,8 @@ def test_folders_of_another_form(root, files, wrong):
 def test_more_than_there_is_memory(root, monkeypatch):
     put_split(root, {".": {"a": 2, "b": 2}})
     monkeypatch.setattr(np, "empty", lambda *_: (_ for _ in ()).throw(MemoryError))
-    assert refusal(root, image_size=(9000, 9000)) == (
-        f"the images of {root} are 4x9000x9000x1 bytes, for which there is no memory: give a smaller --image-size"
+    assert refusal(root, image_size=(20, 30)) == (
+        f"not enough memory for the images of {root}, 4x20x30x1 bytes: use a smaller --image-size"
     )
 
 
@@ -420,10 +524,8 @@ def decoded(monkeypatch):
     return paths
 
 
-def test_the_second_time_nothing_is_decoded(kept, decoded, monkeypatch):
+def test_the_second_time_nothing_is_decoded(kept, decoded):
     root, _ = kept
-    for reader in ("image_size", "is_colour"):
-        monkeypatch.setattr(folder, reader, lambda path: pytest.fail("read again"))
     dataset = load(root)
     assert decoded == []
     assert (numbers(dataset.train), numbers(dataset.test)) == ([0, 1, 2, 3], [4, 5])
@@ -576,12 +678,24 @@ def test_what_changes_between_hashing_and_decoding_is_not_kept(root, before_open
             file.write(encoded(grey(200)))
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
-    before_opening(path, 2 if settings else 4, change)
+    before_opening(path, 2, change)
     assert numbers(load(root, **settings).train) == [0, 1, 2, 200]
     path.write_bytes(content)
     assert numbers(load(root, **settings).train) == [0, 1, 2, 3]
     put(root, path, grey(200))
     assert numbers(load(root, **settings).train) == [0, 1, 2, 200]
+
+
+def test_each_file_is_read_twice_and_then_once(root, open_events):
+    put_split(root, {".": {"a": 3, "b": 3}})
+    opened = []
+    open_events.append(opened.append)
+    for times in (2, 1):
+        opened.clear()
+        load(root)
+        read = sorted(path for path in opened if path.endswith(".png"))
+        assert read == sorted(map(str, [*root.glob("*/*.png")] * times))
+    open_events.clear()
 
 
 def test_what_becomes_readable_meanwhile_is_not_kept(root, before_opening):
@@ -623,7 +737,7 @@ def test_a_bar_on_a_terminal_alone(root, monkeypatch, capfd):
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     load(root)
-    for words in ("reading images", "measuring images", "looking for colours", "decoding images", "4/4"):
+    for words in ("reading images", "decoding images", "4/4"):
         assert words in terminal.getvalue()
     assert capfd.readouterr().out == ""
 
@@ -631,10 +745,10 @@ def test_a_bar_on_a_terminal_alone(root, monkeypatch, capfd):
 def test_pillows_warnings_are_not_heard(root, capfd):
     # A thousand fractions that are not there.
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x1a\x01\x05\0\xe8\x03\0\0\x08\0\0\0\0\0\0\0"
-    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
-        put(root, name, grey(7), exif=exif)
+    for value, name in enumerate(("a/0.png", "a/1.png", "b/0.png", "b/1.png")):
+        put(root, name, grey(value), exif=exif)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        assert numbers(load(root).train) == [7, 7]
+        assert len(load(root).train) == 2
     assert heard == []
     assert capfd.readouterr() == ("", "")

@@ -95,9 +95,9 @@ def test_damaged_file_is_an_error_and_stays(fakes, served, tmp_path, form, damag
     [
         (PARTS[0], np.ones((5, 5, 4), np.uint8), "do not belong together: 5 images, 6 labels"),
         (PARTS[1], np.ones(7, np.uint8), "do not belong together: 6 images, 7 labels"),
-        (PARTS[2], np.ones((4, 4, 5), np.uint8), r"images \(4, 4, 5, 1\), not \(4, 5, 4, 1\)"),
-        (PARTS[3], np.array([0, 1, 3, 0], np.uint8), "label 3 where there are 3 classes"),
-        (PARTS[0], np.ones(6, np.uint8), "holds labels, not images"),
+        (PARTS[2], np.ones((4, 4, 5), np.uint8), r"its images have shape \(4, 4, 5, 1\), not \(4, 5, 4, 1\)"),
+        (PARTS[3], np.array([0, 1, 3, 0], np.uint8), "has label 3, but there are only 3 classes"),
+        (PARTS[0], np.ones(6, np.uint8), "contains labels, not images"),
     ],
 )
 def test_files_without_a_known_sum(fakes, tmp_path, idx_bytes, part, array, wrong):
@@ -112,7 +112,7 @@ def test_too_few_of_both_without_a_known_sum(fakes, tmp_path, idx_bytes):
     fakes.put("kmnist", tmp_path, "plain")
     (tmp_path / PARTS[0]).write_bytes(idx_bytes(np.ones((3, 5, 4), np.uint8)))
     (tmp_path / PARTS[1]).write_bytes(idx_bytes(np.ones(3, np.uint8)))
-    with pytest.raises(UsageError, match=r"images \(3, 5, 4, 1\), not \(6, 5, 4, 1\)"):
+    with pytest.raises(UsageError, match=r"its images have shape \(3, 5, 4, 1\), not \(6, 5, 4, 1\)"):
         mnist.load("kmnist", tmp_path)
 
 
@@ -146,7 +146,7 @@ def test_only_what_is_missing_is_downloaded(fakes, served, tmp_path):
 
 def test_downloading_another_file_than_the_catalogues(fakes, served, tmp_path):
     served.bodies[f"/mnist/{PARTS[2]}.gz"] = served.bodies[f"/kmnist/{PARTS[2]}.gz"]
-    with pytest.raises(CnnJaxError, match=f"{PARTS[2]}.gz sent something else") as caught:
+    with pytest.raises(CnnJaxError, match=f"{PARTS[2]}.gz sent another file") as caught:
         mnist.load("mnist", tmp_path)
     assert type(caught.value) is CnnJaxError
     assert list(tmp_path.iterdir()) == []
@@ -189,7 +189,7 @@ def test_unreadable_file(fakes, tmp_path):
 def test_a_file_that_is_too_large_is_not_hashed(fakes, tmp_path):
     with (tmp_path / PARTS[0]).open("wb") as file:
         file.truncate(200 * 10**9)
-    with pytest.raises(UsageError, match=rf"cannot read .*{PARTS[0]}: larger than \d+ bytes; delete it to have it"):
+    with pytest.raises(UsageError, match=rf"cannot read .*{PARTS[0]}: larger than \d+ bytes; delete it to download it"):
         mnist.load("mnist", tmp_path)
 
 

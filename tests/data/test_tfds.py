@@ -9,6 +9,8 @@ import tensorflow_datasets
 from PIL import Image
 from tensorflow_datasets import features as kinds
 
+from cnn_jax import data
+from cnn_jax.config import Config
 from cnn_jax.data import tfds
 from cnn_jax.errors import CnnJaxError, UsageError
 
@@ -16,6 +18,10 @@ CLASSIFIED = {
     "picture": kinds.Image(shape=(None, None, 3)),
     "kind": kinds.ClassLabel(names=["a", "b"]),
 }
+
+
+def load(name, directory, split_seed=0):
+    return tfds.load(name, directory, split_seed)
 
 
 def png(array):
@@ -83,32 +89,59 @@ def test_train_and_test(tmp_path, capfd, monkeypatch):
     examples = {"validation": [example(99)], "test": map(example, range(20, 23)), "train": map(example, range(10))}
     prepare(tmp_path, examples)
     capfd.readouterr()
-    dataset = tfds.load("shapes", tmp_path)
+    dataset = load("shapes", tmp_path)
     assert dataset.name == "tfds:shapes"
     assert dataset.class_names == ("a", "b")
     assert dataset.train.images.shape == (10, 5, 4, 3)
     assert dataset.train.images.dtype == np.uint8
     assert dataset.train.labels.dtype == np.int32
-    indices = dataset.train.images[:, 1, 1, 0]
-    assert sorted(indices) == list(range(10))
-    np.testing.assert_array_equal(dataset.train.labels, indices % 2)
+    assert sorted(indices(dataset.train)) == list(range(10))
+    np.testing.assert_array_equal(dataset.train.labels, np.array(indices(dataset.train)) % 2)
     assert (dataset.train.images[:, 0, 0] == [1, 2, 3]).all()
     assert sorted(dataset.test.images[:, 1, 1, 0]) == [20, 21, 22]
     assert capfd.readouterr() == ("", "")
 
 
-def test_validation_where_there_is_no_test(tmp_path):
-    prepare(tmp_path, {"train": map(example, range(4)), "validation": map(example, range(20, 22))})
-    assert sorted(tfds.load("shapes", tmp_path).test.images[:, 1, 1, 0]) == [20, 21]
+def indices(split):
+    return split.images[:, 1, 1, 0].tolist()
+
+
+def test_its_own_validation_split(tmp_path):
+    prepare(
+        tmp_path,
+        {
+            "train": map(example, range(10)),
+            "validation": map(example, range(20, 22)),
+            "test": map(example, range(30, 33)),
+        },
+    )
+    dataset = load("shapes", tmp_path)
+    assert {name: sorted(indices(split)) for name, split in dataset.splits.items()} == {
+        "train": list(range(10)),
+        "validation": [20, 21],
+        "test": [30, 31, 32],
+    }
+    config = Config(dataset="tfds:shapes", data_dir=str(tmp_path), validation_fraction=0.5)
+    with pytest.raises(UsageError, match=r"^tfds:shapes has its own validation split: leave out validation_fraction$"):
+        data.load(config)
+
+
+def test_a_validation_split_is_never_the_test_split(tmp_path):
+    prepare(tmp_path, {"train": map(example, range(20)), "validation": map(example, range(20, 22))})
+    dataset = load("shapes", tmp_path)
+    assert sorted(indices(dataset.validation)) == [20, 21]
+    assert sorted(indices(dataset.train) + indices(dataset.test)) == list(range(20))
+    assert np.bincount(dataset.test.labels).tolist() == [2, 2]
+    assert indices(load("shapes", tmp_path).test) == indices(dataset.test)
+    assert indices(load("shapes", tmp_path, split_seed=1).test) != indices(dataset.test)
 
 
 def test_a_fifth_held_out_where_there_is_only_train(tmp_path):
     prepare(tmp_path, {"train": map(example, range(20))})
-    first, second = (tfds.load("shapes", tmp_path) for _ in range(2))
+    first, second = (load("shapes", tmp_path) for _ in range(2))
     assert np.bincount(first.test.labels).tolist() == [2, 2]
     assert np.bincount(first.train.labels).tolist() == [8, 8]
-    indices = np.concatenate([first.train.images, first.test.images])[:, 1, 1, 0]
-    assert sorted(indices) == list(range(20))
+    assert sorted(indices(first.train) + indices(first.test)) == list(range(20))
     np.testing.assert_array_equal(first.test.images, second.test.images)
 
 
@@ -116,13 +149,13 @@ def test_features_found_without_supervised_keys(tmp_path):
     features = CLASSIFIED | {"caption": kinds.Text()}
     examples = [example(index, caption="text") for index in range(10)]
     prepare(tmp_path, {"train": examples}, features=features, supervised_keys=None)
-    assert len(tfds.load("shapes", tmp_path).train) == 8
+    assert len(load("shapes", tmp_path).train) == 8
 
 
 def test_features_chosen_by_supervised_keys(tmp_path):
     features = {"colour": kinds.ClassLabel(num_classes=9)} | CLASSIFIED
     prepare(tmp_path, {"train": [example(index, colour=7) for index in range(10)]}, features=features)
-    dataset = tfds.load("shapes", tmp_path)
+    dataset = load("shapes", tmp_path)
     assert dataset.class_names == ("a", "b")
     assert sorted(dataset.test.labels) == [0, 1]
 
@@ -155,24 +188,24 @@ def test_not_one_image_with_one_class(tmp_path, features, supervised_keys, extra
     whole = example(1) | {extra: "text" if extra == "text" else 1}
     examples = [{key: whole[key] for key in features}]
     prepare(tmp_path, {"train": examples}, features=features, supervised_keys=supervised_keys)
-    with pytest.raises(UsageError, match="tfds:shapes is not a data set of 8-bit images with one class each"):
-        tfds.load("shapes", tmp_path)
+    with pytest.raises(UsageError, match="tfds:shapes is not a dataset of 8-bit images with one class each"):
+        load("shapes", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("splits", "wrong"),
     [
-        ({"train": [example(0), example(1, (5, 5))]}, r"train split of tfds:shapes has images of differing sizes"),
+        ({"train": [example(0), example(1, (5, 5))]}, r"train split of tfds:shapes has images of different shapes"),
         ({"train": [example(0)], "test": [example(1) | {"kind": -1}]}, "test split of .* without a label"),
         ({"train": [example(0), {"picture": b"no image", "kind": 0}]}, "train split of .* cannot be read"),
-        ({"unsupervised": [example(0)]}, "has no training split, only unsupervised"),
-        ({"train": [example(0), example(1)]}, "too few examples to hold a test split out"),
+        ({"unsupervised": [example(0)]}, "has no train split, only unsupervised"),
+        ({"train": [example(0), example(1)]}, "too few different images to hold a test split out"),
     ],
 )
 def test_what_cannot_be_trained_on(tmp_path, splits, wrong):
     prepare(tmp_path, splits)
     with pytest.raises(UsageError, match=wrong) as caught:
-        tfds.load("shapes", tmp_path)
+        load("shapes", tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -183,20 +216,20 @@ def test_damaged_records(tmp_path):
     content[100:120] = bytes(20)
     records.write_bytes(content)
     with pytest.raises(UsageError, match=r"train split of tfds:shapes cannot be read: .*; prepare it again"):
-        tfds.load("shapes", tmp_path)
+        load("shapes", tmp_path)
 
 
 def test_another_file_format(tmp_path):
     info = prepare(tmp_path, {"train": map(example, range(10))}) / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(UsageError, match=f"lies in {info.parent} as tfrecord, not as array_record; prepare it"):
-        tfds.load("shapes", tmp_path)
+    with pytest.raises(UsageError, match=f"in {info.parent} has the format tfrecord, not array_record: prepare it"):
+        load("shapes", tmp_path)
 
 
 def test_not_prepared_and_no_tensorflow(tmp_path, tensorflow, capfd, caplog):
     tensorflow(False)
     with pytest.raises(UsageError, match=r"pip install -e '\.\[tfds\]'") as caught:
-        tfds.load("cifar10", tmp_path)
+        load("cifar10", tmp_path)
     assert str(tmp_path / "cifar10") in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr() == ("", "")
@@ -206,7 +239,7 @@ def test_not_prepared_and_no_tensorflow(tmp_path, tensorflow, capfd, caplog):
 def test_prepared_at_need(tmp_path, tensorflow, monkeypatch, capfd):
     tensorflow(True)
     builder_class("ShapesPreparedAtNeed", {"train": map(example, range(10))})
-    dataset = tfds.load("shapes_prepared_at_need", tmp_path)
+    dataset = load("shapes_prepared_at_need", tmp_path)
     assert len(dataset.train) == 8
     assert list((tmp_path / "shapes_prepared_at_need" / "1.0.0").glob("*.array_record*"))
     out, err = capfd.readouterr()
@@ -223,7 +256,7 @@ def test_preparation_that_fails(tmp_path, tensorflow):
 
     builder_class("ShapesThatFail", {"train": broken()})
     with pytest.raises(CnnJaxError, match=r"tfds:shapes_that_fail cannot be prepared: .*the archive is") as caught:
-        tfds.load("shapes_that_fail", tmp_path)
+        load("shapes_that_fail", tmp_path)
     assert caught.value.exit_status == 1
     assert "\n" not in str(caught.value)
 
@@ -231,16 +264,16 @@ def test_preparation_that_fails(tmp_path, tensorflow):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("cifer10", "has no data set 'cifer10'; did you mean 'cifar10'?"),
+        ("cifer10", "has no dataset 'cifer10'; did you mean 'cifar10'?"),
         ("emnist/lettrs", "tfds:emnist/lettrs cannot be used: BuilderConfig lettrs not found"),
         ("cifar10:0.0.1", "Dataset cifar10 cannot be loaded at version 0.0.1, only"),
         ("coco", "tfds:coco "),  # which needs TensorFlow even to be asked what it is
-        ("imdb_reviews", "tfds:imdb_reviews is not a data set of 8-bit images with one class each"),
+        ("imdb_reviews", "tfds:imdb_reviews is not a dataset of 8-bit images with one class each"),
     ],
 )
 def test_names_that_do_not_serve(tmp_path, name, wrong, capfd):
     with pytest.raises(UsageError) as caught:
-        tfds.load(name, tmp_path)
+        load(name, tmp_path)
     assert wrong in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().out == ""
@@ -280,7 +313,7 @@ def test_features_of_other_modules_are_not_imported(tmp_path, foreign, spoil, na
     features.write_text(spoil(content, foreign))
     assert features.read_text() != content
     with pytest.raises(UsageError) as caught:
-        tfds.load(name, tmp_path / "data")
+        load(name, tmp_path / "data")
     assert str(caught.value).startswith(
         f"{features} names 'foreign_features.Feature', which is not a feature of tensorflow-datasets"
     )
@@ -294,19 +327,19 @@ def test_features_elsewhere_are_not_read(tmp_path, foreign):
     folder.rename(tmp_path / "1.0.0")
     (tmp_path / "data" / "shapes" / "1.0.0").symlink_to(tmp_path / "1.0.0")
     with pytest.raises(UsageError, match=r"names 'foreign_features\.Feature'"):
-        tfds.load("shapes", tmp_path / "data")
+        load("shapes", tmp_path / "data")
     (tmp_path / "data" / "shapes" / "1.0.0").unlink()
     (tmp_path / "data" / "shapes" / ".config").mkdir()
     (tmp_path / "data" / "shapes" / ".config" / "metadata.json").write_text('{"default_config_name": "../.."}')
-    with pytest.raises(UsageError, match=r"'../..' is not the name of a configuration; prepare it again"):
-        tfds.load("shapes", tmp_path / "data")
+    with pytest.raises(UsageError, match=r"'../..' is not the name of a config; prepare it again"):
+        load("shapes", tmp_path / "data")
     assert "foreign_features" not in sys.modules
 
 
 def test_a_module_that_made_a_data_set_is_not_imported(tmp_path, foreign):
     info = prepare(tmp_path / "data", {"train": map(example, range(10))}) / "dataset_info.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"moduleName": "foreign_features"}))
-    assert len(tfds.load("shapes", tmp_path / "data").train) == 8
+    assert len(load("shapes", tmp_path / "data").train) == 8
     assert "foreign_features" not in sys.modules
 
 
@@ -315,7 +348,7 @@ def test_features_that_cannot_be_read(tmp_path, content):
     features = prepare(tmp_path, {"train": map(example, range(10))}) / "features.json"
     features.write_bytes(content.encode("latin-1"))
     with pytest.raises(UsageError) as caught:
-        tfds.load("shapes", tmp_path)
+        load("shapes", tmp_path)
     assert str(caught.value).startswith("tfds:shapes cannot be ")
     assert len(str(caught.value)) < 500
 
@@ -325,7 +358,5 @@ def test_features_that_cannot_be_read(tmp_path, content):
     ["../shapes", "/etc/passwd", "shapes/../../etc", "huggingface:shapes", "shapes/data_dir=elsewhere", "", "a\n"],
 )
 def test_names_of_another_form(tmp_path, name):
-    with pytest.raises(
-        UsageError, match="cannot be used: give tfds:NAME, tfds:NAME/CONFIGURATION or tfds:NAME:VERSION"
-    ):
-        tfds.load(name, tmp_path)
+    with pytest.raises(UsageError, match="is not of the form tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION"):
+        load(name, tmp_path)

@@ -1,4 +1,4 @@
-"""Where the examples come from: named data sets as arrays of uint8 images and int32 labels."""
+"""Datasets by name, or from arrays: uint8 images and int32 labels in two or three splits."""
 
 import logging
 import os
@@ -7,56 +7,60 @@ from pathlib import Path
 from cnn_jax.config import Config
 from cnn_jax.data import digits, folder, mnist, tfds
 from cnn_jax.data.dataset import Dataset, Split
+from cnn_jax.data.splits import with_validation
 from cnn_jax.errors import UsageError, suggest
 from cnn_jax.files import expanded, user_cache
 
-__all__ = ["Dataset", "Split", "data_dir", "load"]
+__all__ = ["Dataset", "Split", "data_dir", "load", "with_validation"]
 
 logger = logging.getLogger("cnn_jax")
 
 
 def load(config: Config) -> Dataset:
-    """The data set that ``config.dataset`` names, from ``data_dir(config)``, the network or a folder of its own.
+    """The dataset ``config.dataset``, from ``data_dir(config)``, the network or its own folder.
 
-    ``auto`` is Fashion-MNIST, or scikit-learn's digits where its files are neither on disk nor to be had from
-    the network, which is then said in one line; the name of what is returned tells which.
+    ``auto`` is Fashion-MNIST, or scikit-learn's digits with a warning if Fashion-MNIST is neither on disk nor can be
+    downloaded; the name of the result says which. The validation split is the dataset's own, or held out of its
+    training split if ``config.validation_fraction`` is above 0.
 
     Raises:
-        UsageError: no such data set, files on disk that are not its genuine ones or no images, or settings that it
-            does not have.
-        CnnJaxError: the files are neither on disk nor to be had.
+        UsageError: there is no such dataset, its files are damaged or unsuitable, or a setting does not apply to it.
+        CnnJaxError: the files are not on disk and cannot be downloaded.
     """
-    directory = data_dir(config)
-    if not config.dataset.startswith("folder:"):
-        for setting in folder.SETTINGS:
-            if getattr(config, setting):
-                raise UsageError(f"{setting} is for folder:PATH alone, not for {config.dataset}: leave it out")
-    match config.dataset.partition(":"):
-        case "auto", "", "":
-            try:
-                return mnist.load("fashion_mnist", directory)
-            except mnist.DownloadError as error:
-                logger.warning(
-                    "using scikit-learn's digits: Fashion-MNIST is not in %s and cannot be downloaded (%s)",
-                    directory,
-                    error.cause,
-                )
-                return digits.load()
-        case "digits", "", "":
+    if config.dataset.startswith("folder:") and config.dataset != "folder:":
+        return folder.load(config.dataset.removeprefix("folder:"), config)
+    for setting in folder.SETTINGS:
+        if getattr(config, setting):
+            raise UsageError(f"{setting} applies to folder:PATH only, not to {config.dataset}: leave it out")
+    dataset = _load(config.dataset, data_dir(config), config.split_seed)
+    return with_validation(dataset, config.validation_fraction, config.split_seed)
+
+
+def _load(name: str, directory: Path, split_seed: int) -> Dataset:
+    if name == "auto":
+        try:
+            return mnist.load("fashion_mnist", directory)
+        except mnist.DownloadError as error:
+            logger.warning(
+                "using scikit-learn's digits: Fashion-MNIST is not in %s and cannot be downloaded (%s)",
+                directory,
+                error.cause,
+            )
             return digits.load()
-        case name, "", "" if name in mnist.FAMILIES:
-            return mnist.load(name, directory)
-        case "tfds", ":", name if name:
-            return tfds.load(name, directory)
-        case "folder", ":", path if path:
-            return folder.load(path, config)
+    if name == "digits":
+        return digits.load()
+    if name in mnist.FAMILIES:
+        return mnist.load(name, directory)
+    if name.startswith("tfds:") and name != "tfds:":
+        return tfds.load(name.removeprefix("tfds:"), directory, split_seed)
     known = ("auto", *mnist.FAMILIES, "digits", "tfds:NAME", "folder:PATH")
-    raise UsageError(
-        f"unknown data set {config.dataset!r}{suggest(config.dataset, known)}; data sets: {', '.join(known)}"
-    )
+    raise UsageError(f"unknown dataset {name!r}{suggest(name, known)}; datasets: {', '.join(known)}")
 
 
 def data_dir(config: Config) -> Path:
-    """Where data sets are kept: the config's, else ``CNN_JAX_DATA_DIR``, else the user's cache directory."""
-    given = config.data_dir or os.environ.get("CNN_JAX_DATA_DIR")
-    return expanded(given) if given else user_cache()
+    """The directory of downloaded datasets: ``config.data_dir``, ``CNN_JAX_DATA_DIR``, or the user's cache directory.
+
+    The first one that is set is used.
+    """
+    directory = config.data_dir or os.environ.get("CNN_JAX_DATA_DIR")
+    return expanded(directory) if directory else user_cache()

@@ -1,4 +1,4 @@
-"""Decoded images kept on disk, so that a folder of image files is decoded once."""
+"""A cache of decoded images on disk, so that a folder of image files is decoded only once."""
 
 import contextlib
 import hashlib
@@ -11,18 +11,18 @@ import numpy as np
 from cnn_jax import files
 
 MAX_BYTES = 10 * 10**9
-"""Of all entries together: some 200,000 colour images of 128x128 pixels."""
+"""Maximum size of all entries in bytes: about 200,000 colour images of 128x128 pixels."""
 
 
 class ImageCache:
-    """A directory of image arrays by name, each whole or not there; those not used for longest are removed first.
+    """Image arrays by name, written atomically to a directory; the least recently used are removed first.
 
-    Nothing here fails: what cannot be kept or read is decoded again. The directory is used only if it belongs to this
-    user alone, because whoever can write to it can change what a network is trained on.
+    No method raises an error: entries that cannot be read or written are missing, and are decoded again. The directory
+    is used only if no other user can write to it, since its content determines what a network is trained on.
 
     Args:
-        directory: made, for this user alone, if it does not exist.
-        max_bytes: of all entries together.
+        directory: created, writable for this user only, if it does not exist.
+        max_bytes: maximum size of all entries in bytes.
     """
 
     def __init__(self, directory: Path, max_bytes: int = MAX_BYTES) -> None:
@@ -30,11 +30,11 @@ class ImageCache:
         self._max_bytes = max_bytes
 
     def get(self, name: str, num_files: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """The arrays that were put under a name, or None if there are none or they are damaged.
+        """The arrays stored under a name, or None if there are none or they are damaged.
 
         Args:
-            name: as given to ``put``.
-            num_files: the length that ``readable`` must have.
+            name: the name passed to ``put``.
+            num_files: the expected length of ``readable``.
 
         Returns:
             ``images``, uint8 ``[N, H, W, C]``, and ``readable``, bool ``[num_files]``.
@@ -44,18 +44,18 @@ class ImageCache:
                 return None
             with files.open_regular(self._path(name)) as file:
                 images, readable, digest = (np.load(file, allow_pickle=False) for _ in range(3))
-                os.utime(file.fileno())  # used now
-            whole = np.array_equal(digest, _digest(images, readable))
-            fitting = (readable.dtype, readable.shape, images.dtype, images.ndim) == (bool, (num_files,), np.uint8, 4)
-            return (images, readable) if whole and fitting and len(images) == readable.sum() else None
-        except Exception:  # whatever a damaged file leads to, or one that is not there
+                os.utime(file.fileno())  # marks it as recently used
+            intact = np.array_equal(digest, _digest(images, readable))
+            expected = (readable.dtype, readable.shape, images.dtype, images.ndim) == (bool, (num_files,), np.uint8, 4)
+            return (images, readable) if intact and expected and len(images) == readable.sum() else None
+        except Exception:  # a damaged file can raise anything
             return None
 
     def put(self, name: str, images: np.ndarray, readable: np.ndarray) -> None:
-        """Keep arrays under a name, and remove old entries until all of them together fit.
+        """Store arrays under a name, and remove the least recently used entries if the cache is full.
 
         Args:
-            name: of a file.
+            name: a valid file name.
             images: uint8 ``[N, H, W, C]``.
             readable: bool ``[num_files]``, for each file whether it is among the images.
         """
@@ -63,7 +63,7 @@ class ImageCache:
             return
         with contextlib.suppress(OSError), files.temporary_directory(self._directory) as temporary:
             unfinished = temporary / self._path(name).name
-            # One after the other, not by numpy.savez: zipfile complains of a full disk even where nobody minds.
+            # Not numpy.savez: if the disk is full, zipfile prints an error that cannot be caught.
             with unfinished.open("wb") as file:
                 for array in (images, readable, _digest(images, readable)):
                     np.save(file, array)

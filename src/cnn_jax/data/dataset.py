@@ -1,9 +1,17 @@
-"""The one form in which every data source hands over its examples."""
+"""The form in which every data source returns its examples."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from cnn_jax.errors import UsageError
+
+Arrays = tuple[ArrayLike, ArrayLike]
+"""Images and labels."""
 
 
 @dataclass(frozen=True)
@@ -11,7 +19,7 @@ class Split:
     """Labelled images.
 
     Attributes:
-        images: uint8 ``[N, H, W, C]``, as stored: scaling to floats belongs to the training step.
+        images: uint8 ``[N, H, W, C]``, as stored: the training step scales them to floats.
         labels: int32 ``[N]``, each in ``[0, number of classes)``.
     """
 
@@ -21,15 +29,75 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def subset(self, indices: np.ndarray) -> "Split":
+        """A copy of some of the examples, selected by indices or by a boolean mask."""
+        return Split(self.images[indices], self.labels[indices])
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set by the name that was resolved (never ``auto``): its splits and its class names."""
+    """A named dataset.
+
+    Attributes:
+        name: the resolved name, never ``auto``.
+        train: the examples to train on.
+        test: the examples to report results on.
+        class_names: one for each label.
+        validation: the examples to choose checkpoints and settings by, or None.
+    """
 
     name: str
     train: Split
     test: Split
     class_names: tuple[str, ...]
+    validation: Split | None = None
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: Arrays,
+        test: Arrays,
+        validation: Arrays | None = None,
+        class_names: Sequence[str] | None = None,
+        name: str = "arrays",
+    ) -> Self:
+        """A dataset from arrays in memory.
+
+        Args:
+            train: images, uint8 ``[N, H, W, C]`` or ``[N, H, W]``, and labels, integers ``[N]`` counted from 0. The
+                images are not copied.
+            test: likewise, with images of the same height, width and channels.
+            validation: likewise, or None.
+            class_names: one for each label; defaults to ``"0"``, ``"1"``, ... up to the largest label.
+            name: what to call the dataset in messages and in the report.
+
+        Raises:
+            UsageError: an array has the wrong type or shape, is empty, or a label is out of range.
+        """
+        given = {"train": train, "validation": validation, "test": test}
+        splits = {part: _split(part, arrays) for part, arrays in given.items() if arrays is not None}
+        for part, split in splits.items():
+            if split.images.shape[1:] != splits["train"].images.shape[1:]:
+                raise UsageError(
+                    f"{part} images must have the shape of the train images, "
+                    f"{splits['train'].images.shape[1:]}, not {split.images.shape[1:]}"
+                )
+        if class_names is None:
+            class_names = [str(label) for label in range(1 + max(int(split.labels.max()) for split in splits.values()))]
+        for part, split in splits.items():
+            if split.labels.max() >= len(class_names):
+                raise UsageError(
+                    f"{part} labels must be below {len(class_names)}, the number of classes, not {split.labels.max()}"
+                )
+        return cls(
+            name, splits["train"], splits["test"], tuple(map(str, class_names)), validation=splits.get("validation")
+        )
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """``train``, ``validation`` if there is one, and ``test``, in this order."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {part: split for part, split in splits.items() if split is not None}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -38,9 +106,38 @@ class Dataset:
 
     @property
     def sha256(self) -> str:
-        """Of every image and label in their order, and of the class names: another data set has another."""
+        """The SHA-256 digest of all splits, in hexadecimal: of their images and labels in order, and the class names.
+
+        It is computed on every access, because the arrays can be modified in place. That takes about a second per
+        gigabyte of images, and no additional memory if they are contiguous.
+        """
         digest = hashlib.sha256(repr((self.image_shape, self.class_names)).encode(errors="surrogatepass"))
-        for split in (self.train, self.test):
+        for part, split in self.splits.items():
+            digest.update(f"{part} {len(split)}".encode())
             digest.update(np.ascontiguousarray(split.images))
             digest.update(np.ascontiguousarray(split.labels))
         return digest.hexdigest()
+
+
+def _split(part: str, arrays: Arrays) -> Split:
+    try:
+        images, labels = map(np.asarray, arrays)
+    except (TypeError, ValueError):
+        raise UsageError(f"{part} must be a pair of arrays, images and labels") from None
+    if images.dtype != np.uint8:
+        raise UsageError(f"{part} images must be uint8, from 0 to 255, not {images.dtype}")
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    if images.ndim != 4:
+        raise UsageError(f"{part} images must have shape [N, H, W, C] or [N, H, W], not {list(images.shape)}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise UsageError(f"{part} labels must be integers, not {labels.dtype}")
+    if labels.shape != images.shape[:1]:
+        raise UsageError(
+            f"{part} labels must have shape {list(images.shape[:1])}, one for each image, not {list(labels.shape)}"
+        )
+    if not images.size:
+        raise UsageError(f"{part} images must not be empty, but have shape {list(images.shape)}")
+    if labels.min() < 0 or labels.max() > np.iinfo(np.int32).max:
+        raise UsageError(f"{part} labels must be counted from 0, but range from {labels.min()} to {labels.max()}")
+    return Split(images, labels.astype(np.int32))

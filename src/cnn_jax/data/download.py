@@ -1,4 +1,4 @@
-"""Files fetched from the network: all of them, verified, or none."""
+"""Downloading files: all of them, verified, or none."""
 
 import contextlib
 import hashlib
@@ -15,28 +15,28 @@ from cnn_jax.errors import CnnJaxError, UsageError
 if TYPE_CHECKING:
     from tensorflow_datasets.core.download.checksums import UrlInfo
 
-PATIENCE = 5.0
-"""Seconds a server has to answer."""
+CONNECT_TIMEOUT = 5.0
+"""Time for a server to start answering, in seconds."""
 
-STALL = 15.0
-"""Seconds in which at least ``PIECE`` bytes must arrive."""
+STALL_TIMEOUT = 15.0
+"""Time in which at least ``PIECE`` bytes must arrive, in seconds."""
 
 PIECE = 1 << 14
-"""Bytes that are received at once."""
+"""Number of bytes received at a time."""
 
 HTTPS = {
-    # The same bucket: by the address of S3's web sites, which the catalogue has, it is not served with encryption.
+    # The same bucket: S3's website endpoint, which tensorflow-datasets lists, does not support HTTPS.
     "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/": "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
     "http://codh.rois.ac.jp/": "https://codh.rois.ac.jp/",
 }
-"""By the beginning of an address in tensorflow-datasets' catalogue, where the same files are served with encryption."""
+"""HTTPS equivalents of URL prefixes in tensorflow-datasets."""
 
 
 class DownloadError(CnnJaxError):
-    """A file could not be had from the network.
+    """A file could not be downloaded.
 
     Attributes:
-        cause: the address and what went wrong there, without the remedy that the full message adds.
+        cause: the URL and the reason, without the remedy in the full message.
     """
 
     def __init__(self, url: str, reason: str, directory: Path) -> None:
@@ -50,32 +50,32 @@ def fetch(
     subdirectory: str,
     *,
     https: Mapping[str, str] = HTTPS,
-    patience: float = PATIENCE,
-    stall: float = STALL,
+    connect_timeout: float = CONNECT_TIMEOUT,
+    stall_timeout: float = STALL_TIMEOUT,
 ) -> None:
-    """Download files into ``directory/subdirectory``, each under the last part of its address.
+    """Download files into ``directory/subdirectory``, each under the last component of its URL.
 
-    They are collected beside it and moved in whole and verified, so that nobody ever finds half a file there
-    and two processes that do this at once leave the same files as one.
+    They are written to a temporary directory, verified, and then renamed, so that there are never incomplete files and
+    several processes can download the same files at once.
 
     Args:
-        url_infos: by address, the size and sha256 sum to be expected.
-        directory: made where it does not exist yet.
-        subdirectory: made once the files are complete.
-        https: by the beginning of an address, the one to try first in its place.
-        patience: seconds a server has to answer.
-        stall: seconds in which at least ``PIECE`` bytes must arrive.
+        url_infos: the expected size and SHA-256 digest of each file, by URL.
+        directory: created if it does not exist.
+        subdirectory: created when all files are complete.
+        https: the URL prefixes to try first, by the prefix that they replace.
+        connect_timeout: time for a server to start answering, in seconds.
+        stall_timeout: time in which at least ``PIECE`` bytes must arrive, in seconds.
 
     Raises:
-        DownloadError: no network, no answer, a refusal, or a transfer that stalls; known within seconds.
-        CnnJaxError: what the server sent is not the expected file.
+        DownloadError: a server cannot be reached, does not have the file, or stops sending.
+        CnnJaxError: a server sent another file than expected.
         UsageError: the directory cannot be written to.
     """
     with contextlib.ExitStack() as stack:
-        # All are asked before anything is written.
+        # All servers are contacted before anything is written.
         transfers = []
         for url, info in url_infos.items():
-            transfer = _started(url, info, directory, https, (patience, stall))
+            transfer = _started(url, info, directory, https, (connect_timeout, stall_timeout))
             stack.callback(transfer.stop)
             transfers.append(transfer)
         try:
@@ -83,46 +83,46 @@ def fetch(
             temporary = stack.enter_context(files.temporary_directory(directory))
             advance = stack.enter_context(_bar(sum(transfer.size for transfer in transfers)))
             for transfer in transfers:
-                _write(transfer, temporary, directory, stall, advance)
+                _write(transfer, temporary, directory, stall_timeout, advance)
             (directory / subdirectory).mkdir(exist_ok=True)
             for transfer in transfers:
                 (temporary / transfer.name).replace(directory / subdirectory / transfer.name)
             files.sync(directory / subdirectory)
         except OSError as error:
             raise UsageError(
-                f"cannot write to the data directory {directory}: {error.strerror}; give another with --data-dir"
+                f"cannot write to the data directory {directory}: {error.strerror}; use another one with --data-dir"
             ) from None
 
 
 class _Transfer:
-    """A file that a thread is receiving.
+    """A download in a thread.
 
-    In a thread because looking up the host's name, and trying its addresses one by one, outlast any time-out that can
-    be set, and because the time-out of a connection starts anew with every byte.
+    The thread makes timeouts possible: those of requests do not include name resolution, apply to each of a host's
+    addresses, and start again with every byte.
 
     Attributes:
-        url: its address.
-        name: the last part of the address.
-        size: the bytes to be expected; of more, only so many are received as show that there are more.
-        sha256: to be expected, in hexadecimal.
+        url: the URL of the file.
+        name: the last component of the URL.
+        size: the expected size in bytes; of a larger file, a single byte more is received.
+        sha256: the expected digest, in hexadecimal.
     """
 
-    def __init__(self, url: str, info: "UrlInfo", limits: tuple[float, float]) -> None:
+    def __init__(self, url: str, info: "UrlInfo", timeouts: tuple[float, float]) -> None:
         self.url = url
         self.name = PurePosixPath(url).name
         self.size = int(info.size)
         self.sha256 = info.checksum
-        self._timeout = tuple(2 * seconds for seconds in limits)  # for the thread to end, after it has been given up
+        self._timeouts = tuple(2 * seconds for seconds in timeouts)  # ends the thread of an abandoned download
         self._received: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
         self._stopped = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
 
     def wait(self, seconds: float) -> bytes:
-        """The next bytes: none at first, when the server has answered, and none at the end.
+        """The next bytes: empty at the start, when the server has answered, and at the end.
 
         Raises:
-            queue.Empty: there are none after so many seconds.
-            Exception: what ended the transfer.
+            queue.Empty: there are none after this time.
+            Exception: the download failed.
         """
         received = self._received.get(timeout=max(0.0, seconds))
         if isinstance(received, Exception):
@@ -130,7 +130,7 @@ class _Transfer:
         return received
 
     def stop(self) -> None:
-        """Let the thread end with the bytes that it receives next."""
+        """Make the thread end when it receives the next bytes."""
         self._stopped.set()
 
     def _run(self) -> None:
@@ -139,85 +139,87 @@ class _Transfer:
                 self._received.put(piece)
                 if self._stopped.is_set():
                     break
-        except Exception as error:  # of requests, urllib3 or the system: wait() raises it
+        except Exception as error:  # of requests, urllib3 or the system, raised again by wait()
             self._received.put(error)
 
     def _pieces(self) -> Iterator[bytes]:
         import requests
 
-        # As the file is stored: what is unpacked on the way may be a thousand times as much.
+        # Without compression in transit, which could make the content a thousand times larger.
         headers = {"Accept-Encoding": "identity"}
-        with requests.get(self.url, stream=True, timeout=self._timeout, headers=headers) as response:
+        with requests.get(self.url, stream=True, timeout=self._timeouts, headers=headers) as response:
             response.raise_for_status()
             yield b""
-            left = self.size + 1
-            while left and (piece := response.raw.read(min(PIECE, left), decode_content=False)):
-                left -= len(piece)
+            remaining = self.size + 1
+            while remaining and (piece := response.raw.read(min(PIECE, remaining), decode_content=False)):
+                remaining -= len(piece)
                 yield piece
             yield b""
 
 
 def _started(
-    url: str, info: "UrlInfo", directory: Path, https: Mapping[str, str], limits: tuple[float, float]
+    url: str, info: "UrlInfo", directory: Path, https: Mapping[str, str], timeouts: tuple[float, float]
 ) -> _Transfer:
-    """A transfer that the server has begun to answer, with encryption if it can be had: what counts is the sum."""
-    patience, _ = limits
-    addresses = [address + url.removeprefix(start) for start, address in https.items() if url.startswith(start)]
-    for address in (*addresses, url):
-        transfer = _Transfer(address, info, limits)
+    """A download that the server has started to answer, over HTTPS if possible: the digest is verified in any case."""
+    connect_timeout, _ = timeouts
+    alternatives = [address + url.removeprefix(prefix) for prefix, address in https.items() if url.startswith(prefix)]
+    for address in (*alternatives, url):
+        transfer = _Transfer(address, info, timeouts)
         try:
-            transfer.wait(patience)
+            transfer.wait(connect_timeout)
         except Exception as error:
             transfer.stop()
-            reason = _reason(error, patience)
+            reason = _reason(error, connect_timeout)
         else:
             return transfer
     raise DownloadError(url, reason, directory)
 
 
-def _write(transfer: _Transfer, temporary: Path, directory: Path, stall: float, advance: Callable[[int], None]) -> None:
-    """Write what arrives to a file, unless it is not what is expected."""
+def _write(
+    transfer: _Transfer, temporary: Path, directory: Path, stall_timeout: float, advance: Callable[[int], None]
+) -> None:
+    """Write a download to a file and verify it."""
     sha256 = hashlib.sha256()
     received = 0
     with (temporary / transfer.name).open("xb") as file:
-        for piece in _arriving(transfer, directory, stall):
+        for piece in _received(transfer, directory, stall_timeout):
             file.write(piece)
             sha256.update(piece)
             received += len(piece)
             advance(len(piece))
     if (received, sha256.hexdigest()) != (transfer.size, transfer.sha256):
         raise CnnJaxError(
-            f"{transfer.url} sent something else than the catalogue's file (size or sha256 differ); "
+            f"{transfer.url} sent another file than expected (its size or SHA-256 digest differs); "
             f"try again later, or put the files into {directory}"
         )
     files.sync(temporary / transfer.name)
 
 
-def _arriving(transfer: _Transfer, directory: Path, stall: float) -> Iterator[bytes]:
-    """What a transfer brings until its end.
+def _received(transfer: _Transfer, directory: Path, stall_timeout: float) -> Iterator[bytes]:
+    """The content of a download, in pieces.
 
     Raises:
-        DownloadError: less than ``PIECE`` bytes within ``stall`` seconds, or the connection broke.
+        DownloadError: fewer than ``PIECE`` bytes arrived in ``stall_timeout`` seconds, or the connection was lost.
     """
-    deadline, due = time.monotonic() + stall, PIECE
+    deadline, expected = time.monotonic() + stall_timeout, PIECE
     while True:
         try:
             piece = transfer.wait(deadline - time.monotonic())
         except queue.Empty:
-            raise DownloadError(transfer.url, f"stalled for {stall:g} seconds", directory) from None
+            raise DownloadError(transfer.url, f"stalled for {stall_timeout:g} seconds", directory) from None
         except Exception:
-            raise DownloadError(transfer.url, "the connection broke", directory) from None
+            raise DownloadError(transfer.url, "connection lost", directory) from None
         if not piece:
             return
         yield piece
-        due -= len(piece)
-        if due <= 0:
-            deadline, due = time.monotonic() + stall, PIECE
+        expected -= len(piece)
+        if expected <= 0:
+            deadline, expected = time.monotonic() + stall_timeout, PIECE
 
 
 @contextlib.contextmanager
 def _bar(total: int) -> Iterator[Callable[[int], None]]:
-    """A function to call with the number of bytes that arrived, which a terminal shows on a bar."""
+    """A function that advances a progress bar by a number of bytes; the bar is shown on a terminal only."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -235,19 +237,19 @@ def _bar(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda num_bytes: progress.advance(task, num_bytes)
 
 
-def _reason(error: Exception, patience: float) -> str:
-    """Why a server did not begin to send a file, in the few words that requests itself does not find."""
+def _reason(error: Exception, connect_timeout: float) -> str:
+    """Why a server did not start to send a file, more briefly than in the messages of requests."""
     from requests import exceptions
 
     match error:
         case queue.Empty() | exceptions.Timeout():
-            return f"no answer within {patience:g} seconds"
+            return f"no answer within {connect_timeout:g} seconds"
         case exceptions.HTTPError():
             return f"HTTP status {error.response.status_code}"
         case exceptions.ProxyError():
-            return "the proxy does not answer"
+            return "no connection to the proxy"
         case exceptions.SSLError():
-            return "the server's certificate is not accepted"
+            return "the server's certificate is invalid"
         case exceptions.ConnectionError():
             return "no connection"
         case _:

@@ -1,10 +1,10 @@
-"""A data set of one's own: a folder of image files for each class."""
+"""A dataset of image files, in a folder for each class."""
 
 import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -14,26 +14,28 @@ import numpy as np
 from cnn_jax.config import Config
 from cnn_jax.data.cache import ImageCache
 from cnn_jax.data.dataset import Dataset, Split
-from cnn_jax.data.image import image_size, is_colour, opened, quiet, read_image
-from cnn_jax.data.splits import hold_out_of_each_class
+from cnn_jax.data.image import opened, quiet, read_image
+from cnn_jax.data.splits import TEST_FRACTION, Part, content_hashes, held_out, own_validation
 from cnn_jax.errors import UsageError
 from cnn_jax.files import expanded, user_cache
 
 SETTINGS = ("image_size", "channels", "skip_unreadable")
-"""Of a config, those that have a meaning here alone."""
+"""Fields of the config that apply to folders only."""
 
-PARTS = ("train", "test")
-NO_IMAGES = ("thumbs.db", "desktop.ini")
-"""What Windows leaves in folders of images; Linux and macOS hide theirs."""
+SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
+"""Names of the folder of each split."""
 
-FORMAT = 1
-"""Of the cache; another number for whatever makes other arrays of the same files."""
+NOT_IMAGES = ("thumbs.db", "desktop.ini")
+"""Names of the files that Windows adds to folders of images; those of Linux and macOS are hidden."""
+
+CACHE_FORMAT = 2
+"""Version of the cached arrays, to be increased when the same files are decoded differently."""
 
 PIECE = 1 << 16
-"""Bytes of a file that are hashed at once."""
+"""Number of bytes hashed at a time."""
 
 BATCH = 8
-"""Files that a thread is handed at once: with one, handing it over would take as long as to read a small one."""
+"""Number of files handed to a thread at a time: handing over a single one takes as long as reading a small one."""
 
 Result = TypeVar("Result")
 
@@ -41,72 +43,99 @@ logger = logging.getLogger("cnn_jax")
 
 
 def load(path: str, config: Config) -> Dataset:
-    """Read ``train/<class>/`` and ``test/<class>/`` of a folder, or ``<class>/`` and hold a fifth of each out to test.
+    """Read ``train/CLASS/``, optionally ``val/CLASS/``, and ``test/CLASS/`` of a folder, or ``CLASS/`` without splits.
 
-    The images lie in the classes' folders themselves, as PNG, JPEG, WebP or BMP; anything else there but hidden files
-    counts as an image that cannot be read. Files beside the classes' folders are of no account, and neither are
-    folders beside ``train`` and ``test``. What has been decoded is kept in the user's cache directory.
+    The images are PNG, JPEG, WebP or BMP files directly in the classes' folders; any other file there, unless hidden,
+    counts as an unreadable image. Files next to the classes' folders are ignored, as are folders next to those of the
+    splits. Decoded images are cached in the user's cache directory: the first time each file is read twice, to be
+    hashed and to be decoded, and later once, to be hashed.
+
+    Without splits, a fifth of the images is held out for testing, and ``validation_fraction`` of the training images
+    for validation. Which ones depends on the content of the files and ``split_seed``; see ``cnn_jax.data.splits``. The
+    images are then in the order of their files' SHA-256 digests.
 
     Args:
         path: the folder.
-        config: whose ``image_size``, ``channels``, ``skip_unreadable`` and ``seed`` count here.
+        config: ``SETTINGS``, ``validation_fraction`` and ``split_seed`` are used.
 
     Returns:
-        images uint8 ``[N, H, W, C]``; labels int32 ``[N]``, by the sorted names of the folders. The name is
-        ``folder:`` and the absolute path.
+        images uint8 ``[N, H, W, C]``; labels int32 ``[N]``, in the order of the sorted names of the folders. The name
+        is ``folder:`` and the absolute path.
 
     Raises:
-        UsageError: the folder is not of this form, or holds files that cannot be read.
+        UsageError: the folder does not have this structure, or contains files that cannot be read.
     """
     root = expanded(path).absolute()
-    parts = _parts(root)
-    class_names = _class_names(root, parts)
-    folders = [part / name for part in parts for name in class_names]
-    files = [_visible(folder) for folder in folders]
-    least = 1 if len(parts) == 2 else 2
-    _check_counts(folders, map(len, files), least)
-    images, readable = _images(root, list(itertools.chain.from_iterable(files)), config)
-    places = np.repeat(np.arange(len(folders)), list(map(len, files)))[readable]
-    counts = np.bincount(places, minlength=len(folders))
-    _check_counts(folders, counts, least)
-    labels = (places % len(class_names)).astype(np.int32)
-    if len(parts) == 2:
-        stop = counts[: len(class_names)].sum()
-        train, test = Split(images[:stop], labels[:stop]), Split(images[stop:], labels[stop:])
+    folders = _split_folders(root)
+    if config.validation_fraction and "validation" in folders:
+        raise own_validation(f"folder:{root}")
+    class_names = _class_names(root, list(folders.values()))
+    min_images = 1 if len(folders) > 1 else 2
+    class_folders = [folder / name for folder in folders.values() for name in class_names]
+    paths = [_visible(folder) for folder in class_folders]
+    _check_counts(class_folders, map(len, paths), min_images)
+    images, digests, readable = _images(root, list(itertools.chain.from_iterable(paths)), config)
+    index = np.repeat(np.arange(len(class_folders)), list(map(len, paths)))[readable]
+    _check_counts(class_folders, np.bincount(index, minlength=len(class_folders)), min_images)
+    part, labels = np.divmod(index.astype(np.int32), len(class_names))
+    if len(folders) > 1:
+        selected = {split: np.flatnonzero(part == number) for number, split in enumerate(folders)}
     else:
-        train, test = hold_out_of_each_class(images, labels, config.seed)
-    return Dataset(f"folder:{root}", train, test, class_names)
+        selected = {"train": np.argsort(digests, kind="stable")}
+
+    def hold_out(split: Part, fraction: float) -> None:
+        train = selected["train"]
+        hashes = content_hashes(digests[train], config.split_seed, split)
+        mask = held_out(labels[train], hashes, fraction, split, class_names, exact=False)
+        selected["train"], selected[split] = train[~mask], train[mask]
+
+    if "test" not in selected:
+        hold_out("test", TEST_FRACTION)
+    if config.validation_fraction:
+        hold_out("validation", config.validation_fraction)
+    splits = {split: Split(images[indices], labels[indices]) for split, indices in selected.items()}
+    return Dataset(f"folder:{root}", **splits, class_names=class_names)
 
 
-def _parts(root: Path) -> list[Path]:
-    """The folders that hold the classes' folders: those of the training and of the test split, or the one for both."""
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split, or the root as that of ``train`` if there are no splits."""
     folders = _folders(root)
-    there = [root / name for name in PARTS if root / name in folders]
-    if len(there) == 1 and _folders(there[0]):  # with images in it, it is a class that is called so
-        (missing,) = set(PARTS) - {there[0].name}
-        raise UsageError(
-            f"{root} has {there[0].name}/ and no {missing}/: add it, or give folder:{there[0]} to have "
-            "a fifth held out to test"
-        )
-    return there if len(there) == 2 else [root]
-
-
-def _class_names(root: Path, parts: Sequence[Path]) -> tuple[str, ...]:
-    names = [[folder.name for folder in _folders(part)] for part in parts]
-    for one, other in itertools.permutations(range(len(parts)), 2):
-        if lacking := [name for name in names[one] if name not in names[other]]:
+    found = {split: [root / name for name in names if root / name in folders] for split, names in SPLIT_FOLDERS.items()}
+    if found["train"] and found["test"]:
+        if len(found["validation"]) > 1:
+            raise UsageError(f"{root} has both val/ and validation/: keep one of them")
+        return {split: paths[0] for split, paths in found.items() if paths}
+    # A single one of them that contains images is the folder of a class with this name.
+    for split, missing in (("train", "test"), ("test", "train")):
+        if found[split] and _folders(found[split][0]):
+            if found["validation"]:
+                validation = found["validation"][0].name
+                raise UsageError(
+                    f"{root} has {split}/ and {validation}/ but no {missing}/: add it, or rename {validation}/ to it"
+                )
             raise UsageError(
-                f"the classes in {parts[one]} and {parts[other]} must be the same: {_few(lacking)} "
-                f"{'is' if len(lacking) == 1 else 'are'} in {parts[one].name}/ alone"
+                f"{root} has {split}/ but no {missing}/: add it, or use folder:{root / split} to hold out a fifth of "
+                "its images for testing"
+            )
+    return {"train": root}
+
+
+def _class_names(root: Path, folders: Sequence[Path]) -> tuple[str, ...]:
+    names = [[folder.name for folder in _folders(folder)] for folder in folders]
+    for one, other in itertools.permutations(range(len(folders)), 2):
+        if extra := [name for name in names[one] if name not in names[other]]:
+            raise UsageError(
+                f"{folders[one]} and {folders[other]} must have the same classes, but only {folders[one].name}/ has "
+                f"{_few(extra)}"
             )
     if len(names[0]) < 2:
-        found = f"holds one class alone, {_few(names[0])}" if names[0] else "holds no folders of images"
+        found = f"has only one class, {_few(names[0])}" if names[0] else "contains no folders of images"
         raise UsageError(
-            f"{root} {found}: two or more are needed, each in a folder of its name, or in such folders in "
-            "train/ and in test/"
+            f"{root} {found}: at least 2 classes are needed, each in a folder with its name, or in such folders in "
+            "train/ and test/"
         )
     if unprintable := [name for name in names[0] if not name.isprintable()]:
-        raise UsageError(f"{root}: {_few(unprintable)} cannot be printed as a class's name: rename the folder")
+        raise UsageError(f"{root}: {_few(unprintable)} is not a printable class name: rename the folder")
     return tuple(names[0])
 
 
@@ -118,142 +147,135 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What lies in a folder and is not hidden, by name."""
+    """The entries of a folder that are not hidden, sorted by name."""
     try:
         paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError as error:
         raise _unreadable(folder, error) from None
-    return sorted((path for path in paths if path.name.lower() not in NO_IMAGES), key=lambda path: path.name)
+    return sorted((path for path in paths if path.name.lower() not in NOT_IMAGES), key=lambda path: path.name)
 
 
 def _unreadable(folder: Path, error: OSError) -> UsageError:
-    return UsageError(f"cannot read the folder {folder}: {error.strerror}; give another as folder:PATH")
+    return UsageError(f"cannot read the folder {folder}: {error.strerror}; use another folder:PATH")
 
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
-def _check_counts(folders: Sequence[Path], counts: Iterable[int], least: int) -> None:
+def _check_counts(folders: Sequence[Path], counts: Iterable[int], min_images: int) -> None:
     for folder, count in zip(folders, counts, strict=True):
-        if count < least:
+        if count < min_images:
             raise UsageError(
-                f"{folder} holds too few images that can be read, {count}: every class needs at least {least}"
-                + (", one of them to be held out to test" if least == 2 else "")
+                f"{folder} has too few readable images, {count}: every class needs at least {min_images}"
+                + (", one of them to be held out for testing" if min_images == 2 else "")
             )
 
 
-def _images(root: Path, paths: Sequence[Path], config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """The images in files, from the cache where the same have been decoded before.
+def _images(root: Path, paths: Sequence[Path], config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The decoded images, from the cache if the same files were decoded before.
 
     Returns:
-        images uint8 ``[N, H, W, C]``; and for each file whether it is among them.
+        The readable images, uint8 ``[N, H, W, C]``; the SHA-256 digest of the file of each, bytes ``[N]``; and which
+        files are readable, bool ``[number of files]``.
     """
     cache = ImageCache(user_cache() / "folders")
-    sums = _sums(paths, config)
-    fingerprint = _fingerprint(root, paths, sums, config)
-    found = cache.get(fingerprint, len(paths))
-    if found is None:
-        *found, decoded_sums = _decoded(root, paths, config)
-        if decoded_sums == sums:  # or a file was changed meanwhile, and the fingerprint is not of what was decoded
-            cache.put(fingerprint, *found)
-    images, readable = found
-    if left_out := [path for path, kept in zip(paths, readable, strict=True) if not kept]:
+    digests = list(_in_parallel(_digest, paths, config, "reading images"))
+    fingerprint = _fingerprint(root, paths, digests, config)
+    if cached := cache.get(fingerprint, len(paths)):
+        images, readable = cached
+    else:
+        images, readable, decoded_digests = _decoded(root, paths, config)
+        if decoded_digests == digests:  # otherwise a file has changed since it was hashed
+            cache.put(fingerprint, images, readable)
+        digests = decoded_digests
+    if skipped := [path for path, kept in zip(paths, readable, strict=True) if not kept]:
         logger.warning(
-            "left out %d of the %d files of %s, which cannot be read as images, the first of them %s",
-            len(left_out),
+            "skipped %d of the %d files of %s, which cannot be read as images; the first is %s",
+            len(skipped),
             len(paths),
             root,
-            left_out[0],
+            skipped[0],
         )
-    return images, readable
+    # As objects: numpy would strip null bytes from the end of bytes.
+    return images, np.array(digests, object)[readable], readable
 
 
-def _sums(paths: Sequence[Path], config: Config) -> dict[Path, bytes]:
-    """The SHA-256 digest of each file; of one that cannot be read, that of an empty file."""
-    sums = {}
-
-    def add(path: Path) -> None:
-        # As hashlib.file_digest does, whose buffer takes longer to make than a small file to hash.
-        sha256 = hashlib.sha256()
-        sums[path] = sha256.digest()
-        with opened(path) as file:
-            left = os.fstat(file.fileno()).st_size  # a file in /proc may have no end
-            while piece := file.read(min(PIECE, left)):
-                sha256.update(piece)
-                left -= len(piece)
-        sums[path] = sha256.digest()
-
-    for _ in _in_parallel(add, paths, config, "reading images"):
-        pass
-    return sums
+def _digest(path: Path) -> bytes:
+    """The SHA-256 digest of a file."""
+    # hashlib.file_digest allocates a buffer, which takes longer than hashing a small file.
+    sha256 = hashlib.sha256()
+    with opened(path) as file:
+        remaining = os.fstat(file.fileno()).st_size  # a file in /proc can be endless
+        while piece := file.read(min(PIECE, remaining)):
+            sha256.update(piece)
+            remaining -= len(piece)
+    return sha256.digest()
 
 
-def _fingerprint(root: Path, paths: Sequence[Path], sums: Mapping[Path, bytes], config: Config) -> str:
-    """A name for all that determines the arrays."""
+def _fingerprint(root: Path, paths: Sequence[Path], digests: Sequence[bytes | None], config: Config) -> str:
+    """A digest of everything that determines the arrays."""
     import PIL
 
-    settings = (FORMAT, PIL.__version__, config.image_size, config.channels, config.skip_unreadable)
+    settings = (CACHE_FORMAT, PIL.__version__, config.image_size, config.channels, config.skip_unreadable)
     sha256 = hashlib.sha256(repr(settings).encode())
-    for path in paths:
-        sha256.update(os.fsencode(path.relative_to(root)) + b"\0" + sums[path])
+    for path, digest in zip(paths, digests, strict=True):
+        sha256.update(os.fsencode(path.relative_to(root)) + b"\0" + (digest or bytes(sha256.digest_size)))
     return sha256.hexdigest()
 
 
-def _decoded(root: Path, paths: Sequence[Path], config: Config) -> tuple[np.ndarray, np.ndarray, dict[Path, bytes]]:
-    """As ``_images`` returns, and the SHA-256 digest of the bytes that were decoded of each file."""
-    size = config.image_size or _common_size(root, paths, config)
-    channels = config.channels or (3 if any(_in_parallel(is_colour, paths, config, "looking for colours")) else 1)
-    shape = (len(paths), *size, channels)
-    try:
-        images = np.empty(shape, np.uint8)
-    except MemoryError:
-        raise UsageError(
-            f"the images of {root} are {'x'.join(map(str, shape))} bytes, for which there is no memory: give a "
-            "smaller --image-size"
-        ) from None
-    readable = np.zeros(len(paths), bool)
-    kept = 0
-    sums = {}
+def _decoded(root: Path, paths: Sequence[Path], config: Config) -> tuple[np.ndarray, np.ndarray, list[bytes | None]]:
+    """The readable images, which files they are, and the digest of the bytes that were decoded of each file."""
+    digests: dict[Path, bytes] = {}
 
     def read(path: Path) -> np.ndarray:
-        sha256 = hashlib.sha256()
-        try:
-            return read_image(path, size, channels, on_read=sha256.update)
-        finally:
-            sums[path] = sha256.digest()
+        def on_read(content: bytes) -> None:
+            digests[path] = hashlib.sha256(content).digest()
 
+        return read_image(path, config.image_size, config.channels, on_read)
+
+    images = None
+    readable = np.zeros(len(paths), bool)
+    num_images = 0
     for index, image in enumerate(_in_parallel(read, paths, config, "decoding images")):
-        if image is not None:
-            images[kept] = image
-            readable[index] = True
-            kept += 1
-    return images[:kept], readable, sums
-
-
-def _common_size(root: Path, paths: Sequence[Path], config: Config) -> tuple[int, int]:
-    examples = {}
-    for path, size in zip(paths, _in_parallel(image_size, paths, config, "measuring images"), strict=True):
-        if size is not None:
-            examples.setdefault(size, path)
-    if not examples:
+        if image is None:
+            continue
+        if images is None:
+            images = _allocated(root, (len(paths), *image.shape))
+        elif image.shape[:2] != images.shape[1:3]:
+            raise _different_sizes(root, (paths[np.argmax(readable)], images.shape[1:3]), (paths[index], image.shape))
+        elif image.shape[2] > images.shape[3]:  # the first in colour
+            grey, images = images[:num_images], _allocated(root, (*images.shape[:3], image.shape[2]))
+            images[:num_images] = grey
+        images[num_images] = image  # grey is repeated for each channel
+        readable[index] = True
+        num_images += 1
+    if images is None:
         raise UsageError(f"none of the {len(paths)} files of {root} can be read as an image")
-    if len(examples) > 1:
-        one, other = (
-            f"{height}x{width} ({path.relative_to(root)})"
-            for (height, width), path in itertools.islice(examples.items(), 2)
-        )
+    return images[:num_images], readable, [digests.get(path) for path in paths]
+
+
+def _allocated(root: Path, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        return np.empty(shape, np.uint8)
+    except MemoryError:
         raise UsageError(
-            f"the images of {root} differ in height and width, such as {one} and {other}: give what to bring "
-            "them to, such as --image-size 64 64"
-        )
-    return next(iter(examples))
+            f"not enough memory for the images of {root}, {'x'.join(map(str, shape))} bytes: use a smaller --image-size"
+        ) from None
+
+
+def _different_sizes(root: Path, *examples: tuple[Path, tuple[int, ...]]) -> UsageError:
+    one, other = (f"{size[0]}x{size[1]} ({path.relative_to(root)})" for path, size in examples)
+    return UsageError(
+        f"the images of {root} differ in height and width, such as {one} and {other}: use --image-size to resize "
+        "them, such as --image-size 64 64"
+    )
 
 
 def _in_parallel(
     function: Callable[[Path], Result], paths: Sequence[Path], config: Config, description: str
 ) -> Iterator[Result | None]:
-    """What a function makes of each file, in their order: nothing of one that cannot be read and is to be left out."""
+    """The results of a function for each file, in order; None for a file that is unreadable and to be skipped."""
 
     def attempt(path: Path) -> Result | None:
         try:
@@ -269,11 +291,11 @@ def _in_parallel(
         try:
             yield from _with_bar(itertools.chain.from_iterable(results), len(paths), description)
         finally:
-            pool.shutdown(cancel_futures=True)  # where somebody has seen enough, or something went wrong
+            pool.shutdown(cancel_futures=True)  # after an error, or if the caller stops iterating
 
 
 def _with_bar(results: Iterator[Result], total: int, description: str) -> Iterator[Result]:
-    """The same results, and how many of them there are on a bar, where standard error is a terminal."""
+    """The same results, with a progress bar if standard error is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

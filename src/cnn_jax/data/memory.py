@@ -1,4 +1,4 @@
-"""A bound on the memory that several threads take at one time."""
+"""A limit on the memory that several threads use at the same time."""
 
 import threading
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 
 class MemoryBudget:
-    """Lets threads go on only as long as the sum of the bytes they have reserved stays within a total.
+    """Blocks threads while the total of the bytes they have reserved would exceed a limit.
 
     Attributes:
-        total: the bytes that may be reserved at one time.
-        peak: the most bytes that have been reserved at one time.
+        total: the bytes that can be reserved at the same time.
+        peak: the most bytes that have been reserved at the same time.
     """
 
     def __init__(self, total: int) -> None:
@@ -22,12 +22,12 @@ class MemoryBudget:
 
     @contextmanager
     def reserve(self, num_bytes: int) -> Iterator[None]:
-        """Wait until there is room for a number of bytes, and hold it until the context is left.
+        """Wait until a number of bytes is available, and reserve it until the context exits.
 
-        What is larger than the total is let through when nothing else is reserved.
+        A request larger than the total is granted when nothing else is reserved.
         """
         num_bytes = min(num_bytes, self.total)
-        # Whoever waits for much is not overtaken by those that need little, or it might wait until they are all done.
+        # Requests are granted in order: small ones overtaking a large one could make it wait forever.
         with self._next, self._changed:
             self._changed.wait_for(lambda: self._reserved + num_bytes <= self.total)
             self._reserved += num_bytes

@@ -1,7 +1,8 @@
-"""MNIST and its relatives, as tensorflow-datasets' catalogue knows them: found or fetched, verified, decoded."""
+"""MNIST and its relatives: the files listed by tensorflow-datasets, downloaded if missing, verified and decoded."""
 
+import gzip
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -18,9 +19,17 @@ if TYPE_CHECKING:
 __all__ = ["FAMILIES", "DownloadError", "Family", "family", "load"]
 
 FAMILIES = ("fashion_mnist", "mnist", "kmnist")
-PARTS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+"""Names of the datasets."""
 
-# The catalogue has the sums of the gzip'd files alone. These are of what they unpack to; of kmnist's none is known.
+PARTS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+"""Names of the files: images and labels for training, images and labels for testing."""
+
+MAX_FILE_BYTES = 1 << 27
+"""Maximum size of a file in bytes; the largest genuine one has 47 million."""
+
+GZIP_MAGIC = b"\x1f\x8b"
+"""First bytes of a gzip file (RFC 1952)."""
+
 UNPACKED_SHA256 = {
     "fashion_mnist": (
         "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
@@ -36,20 +45,21 @@ UNPACKED_SHA256 = {
     ),
     "kmnist": (),
 }
+"""SHA-256 digests of the decompressed ``PARTS``; tensorflow-datasets lists those of the gzip files only."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of a data set before any of its files is there.
+    """What is known about a dataset before any of its files is read.
 
     Attributes:
-        name: the catalogue's.
-        class_names: in the order of the labels.
+        name: one of ``FAMILIES``.
+        class_names: one for each label.
         image_shape: ``(H, W, C)``.
-        counts: the numbers of training and of test images.
-        urls: the address of each of the four ``PARTS``, gzip'd.
-        url_infos: by address, size and sha256 of the gzip'd file.
-        unpacked: by sha256 of an unpacked file, the part it is; empty where no sums are known.
+        counts: the numbers of training and test images.
+        urls: the URL of the gzip file of each of the ``PARTS``.
+        url_infos: the size and SHA-256 digest of each gzip file, by URL.
+        unpacked: the part of each decompressed file, by SHA-256 digest; empty if the digests are unknown.
     """
 
     name: str
@@ -62,16 +72,16 @@ class Family:
 
     @property
     def part_of_sha256(self) -> dict[str, str]:
-        """The part that a file of a given sha256 is, whether gzip'd or not."""
+        """The part of each file, compressed or not, by SHA-256 digest."""
         return {self.url_infos[url].checksum: part for part, url in self.urls.items()} | dict(self.unpacked)
 
 
 def family(name: str, directory: Path) -> Family:
-    """Ask tensorflow-datasets, which touches neither the network nor TensorFlow for it.
+    """Look a dataset up in tensorflow-datasets, which uses neither the network nor TensorFlow for this.
 
     Args:
         name: one of ``FAMILIES``.
-        directory: where data sets are kept.
+        directory: the data directory.
     """
     import tensorflow_datasets as tfds
 
@@ -89,50 +99,52 @@ def family(name: str, directory: Path) -> Family:
 
 
 def load(name: str, directory: Path) -> Dataset:
-    """Read the four files of a family from ``directory`` or ``directory/name``, fetching those that are missing.
+    """Read the four files of a dataset from ``directory`` or ``directory/name``, downloading those that are missing.
 
-    Files lie there gzip'd or plain, under the names they were published by. Where all are there, no network
-    is touched.
+    The files have the names under which they were published, and are compressed with gzip or not. The network is not
+    used if all of them exist. Every file is verified against its published SHA-256 digest before it is decompressed
+    and decoded, except kmnist's decompressed files, whose digests are unknown: their size and shape are checked.
 
     Args:
         name: one of ``FAMILIES``.
-        directory: where data sets are kept.
+        directory: the data directory.
 
     Returns:
         images uint8 ``[N, 28, 28, 1]`` and labels int32 ``[N]``, in the order of the files.
 
     Raises:
-        UsageError: the directory cannot be used, or a file in it is not the genuine one.
-        DownloadError: a file is missing and the network does not give it.
-        CnnJaxError: the network gave another file than the catalogue's.
+        UsageError: the directory cannot be used, or a file in it is damaged or belongs to another dataset.
+        DownloadError: a file is missing and cannot be downloaded.
+        CnnJaxError: the server sent another file.
     """
     paths = _find(name, directory)
     wanted = family(name, directory)
     owners = {
         sha256: (other, part) for other in FAMILIES for sha256, part in family(other, directory).part_of_sha256.items()
     }
-    for part, path in paths.items():
-        _verify(path, part, wanted, owners, directory)
+    contents = {part: _read(path, part, wanted, owners, directory) for part, path in paths.items()}
     missing = {part: url for part, url in wanted.urls.items() if part not in paths}
     if missing:
         fetch({url: wanted.url_infos[url] for url in missing.values()}, directory, name)
-        paths |= {part: directory / name / PurePosixPath(url).name for part, url in missing.items()}
+        downloaded = {part: directory / name / PurePosixPath(url).name for part, url in missing.items()}
+        contents |= {part: _read(path, part, wanted, owners, directory) for part, path in downloaded.items()}
+        paths |= downloaded
     train, test = (
-        _split(paths[images], paths[labels], count, wanted)
-        for images, labels, count in zip(PARTS[::2], PARTS[1::2], wanted.counts, strict=True)
+        _split(parts, paths, contents, count, wanted)
+        for parts, count in zip((PARTS[:2], PARTS[2:]), wanted.counts, strict=True)
     )
     return Dataset(name, train, test, wanted.class_names)
 
 
 def _find(name: str, directory: Path) -> dict[str, Path]:
-    """The parts that are on disk."""
+    """The files that exist, by part."""
     found = {}
-    for folder in (directory, directory / name):  # the family's own folder has the last word
-        there = _files(folder)
+    for folder in (directory, directory / name):  # the dataset's own folder takes precedence
+        names = _files(folder)
         for part in PARTS:
-            # Some archives of MNIST spell it train-images.idx3-ubyte.
+            # Some archives of MNIST use the name train-images.idx3-ubyte.
             for spelling in (part.replace("-idx", ".idx"), part, f"{part}.gz"):
-                if spelling in there:
+                if spelling in names:
                     found[part] = folder / spelling
     return found
 
@@ -144,46 +156,52 @@ def _files(directory: Path) -> set[str]:
         return set()
     except OSError as error:
         raise UsageError(
-            f"cannot read the data directory {directory}: {error.strerror}; give another with --data-dir"
+            f"cannot read the data directory {directory}: {error.strerror}; use another one with --data-dir"
         ) from None
 
 
-def _verify(path: Path, part: str, wanted: Family, owners: Mapping[str, tuple[str, str]], directory: Path) -> None:
-    """Raise ``UsageError`` unless a file is, byte for byte, the part that its name says."""
+def _read(path: Path, part: str, wanted: Family, owners: Mapping[str, tuple[str, str]], directory: Path) -> bytes:
+    """The content of a file, decompressed.
+
+    Raises:
+        UsageError: the file is not, byte for byte, the expected part.
+    """
     try:
-        with files.open_data(path, idx.MAX_FILE_BYTES) as file:
-            gzipped = idx.is_gzip(file)
-            sha256 = hashlib.sha256(file.read(idx.MAX_FILE_BYTES)).hexdigest()
+        with files.open_data(path, MAX_FILE_BYTES) as file:
+            content = file.read(MAX_FILE_BYTES)
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}; delete it to have it downloaded") from None
-    owner = owners.get(sha256)
-    if owner == (wanted.name, part):
-        return
-    if owner:
-        place = directory.joinpath(*owner).with_suffix(".gz" if gzipped else "")
-        raise UsageError(f"{path} is {owner[0]}'s {owner[1]}, not {wanted.name}'s {part}; move it to {place}")
-    if gzipped or wanted.unpacked:
+        raise UsageError(f"cannot read {path}: {error.strerror}; delete it to download it again") from None
+    compressed = content.startswith(GZIP_MAGIC)
+    owner = owners.get(hashlib.sha256(content).hexdigest())
+    if owner and owner != (wanted.name, part):
+        target = directory.joinpath(*owner).with_suffix(".gz" if compressed else "")
+        raise UsageError(f"{path} is {owner[0]}'s {owner[1]}, not {wanted.name}'s {part}; move it to {target}")
+    if not owner and (compressed or wanted.unpacked):
         raise UsageError(
-            f"{path} is damaged or not {wanted.name}'s: its sha256 is not the published file's; "
-            "delete it to have it downloaded"
+            f"{path} is damaged or not {wanted.name}'s: its SHA-256 digest differs from the published file's; "
+            "delete it to download it again"
         )
+    return gzip.decompress(content) if compressed else content
 
 
-def _split(images_path: Path, labels_path: Path, count: int, wanted: Family) -> Split:
-    images, labels = idx.read_images(images_path), idx.read_labels(labels_path)
+def _split(
+    parts: Sequence[str], paths: Mapping[str, Path], contents: Mapping[str, bytes], count: int, wanted: Family
+) -> Split:
+    images_path, labels_path = (paths[part] for part in parts)
+    images, labels = idx.images(contents[parts[0]], images_path), idx.labels(contents[parts[1]], labels_path)
     if len(images) != len(labels):
         raise UsageError(
             f"{images_path} and {labels_path} do not belong together: "
-            f"{len(images)} images, {len(labels)} labels; replace them by the published files"
+            f"{len(images)} images, {len(labels)} labels; replace them with the published files"
         )
     if images.shape != (count, *wanted.image_shape):
         raise UsageError(
-            f"{images_path} is not {wanted.name}'s: images {images.shape}, "
-            f"not {(count, *wanted.image_shape)}; replace it by the published file"
+            f"{images_path} is not {wanted.name}'s: its images have shape {images.shape}, "
+            f"not {(count, *wanted.image_shape)}; replace it with the published file"
         )
     if labels.max() >= len(wanted.class_names):
         raise UsageError(
-            f"{labels_path} is not {wanted.name}'s: label {labels.max()} where there are "
-            f"{len(wanted.class_names)} classes; replace it by the published file"
+            f"{labels_path} is not {wanted.name}'s: it has label {labels.max()}, but there are only "
+            f"{len(wanted.class_names)} classes; replace it with the published file"
         )
     return Split(images, labels)

@@ -1,16 +1,16 @@
-"""The order in which an epoch visits the examples: a pure function of the seed and the epoch."""
+"""The order of the examples in an epoch: a pure function of the seed and the epoch."""
 
 import numpy as np
 
 
 def epoch_order(num_examples: int, seed: int, epoch: int, shuffle: bool) -> np.ndarray:
-    """Indices of all the examples in the order of one epoch.
+    """Indices of all examples, in the order in which an epoch visits them.
 
     Args:
-        num_examples: how many there are.
-        seed: the run's.
-        epoch: counted from 0.
-        shuffle: a permutation drawn from ``(seed, epoch)``; without it the order in which they are stored.
+        num_examples: the number of examples.
+        seed: the run's seed.
+        epoch: the epoch, counted from 0.
+        shuffle: whether to return a permutation drawn from ``(seed, epoch)`` instead of the stored order.
 
     Returns:
         int32 ``[num_examples]``, each index once.

@@ -1,54 +1,120 @@
-"""The test split of data that is published without one."""
+"""Test and validation splits held out of data that is published without them.
+
+Which examples are held out depends on their content and on ``--split-seed``: each example has a keyed hash of its
+content, a number from 0 to 1, and those with the smallest hashes are held out. So the order of the examples and the
+names of their files are irrelevant, and identical images are always on the same side.
+
+How many are held out depends on whether the data can grow. In a folder, an example is held out if its hash is below the
+fraction, so adding one never moves another one to the other side; the number held out is the fraction on average (of
+1,000 examples, 20 % are 200 with a standard deviation of 13). Of any other dataset, the fraction of each class is held
+out exactly, except that copies of an image stay together.
+
+At least one example of each class is held out, and at least one is not. If necessary, the one with the smallest or
+largest hash in the class is moved to the other side, with its copies. Only this, in classes of a few examples, lets a
+new file in a folder move another one.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
-from cnn_jax.data.dataset import Split
+from cnn_jax.data.dataset import Dataset, Split
 from cnn_jax.errors import UsageError
 
-TEST_SHARE = 0.2
+TEST_FRACTION = 0.2
+"""Fraction of the examples held out for testing from a dataset without a test split."""
+
+Part = Literal["test", "validation"]
 
 
-def hold_out(images: np.ndarray, labels: np.ndarray) -> tuple[Split, Split]:
-    """Four fifths for training and one fifth for testing, in every class alike, the same at every call.
+def with_validation(dataset: Dataset, fraction: float, split_seed: int) -> Dataset:
+    """Hold a validation split out of the training split.
 
     Args:
-        images: uint8 ``[N, H, W, C]``.
-        labels: int32 ``[N]``.
-
-    Returns:
-        The training split and the test split.
+        dataset: the dataset, which is returned unchanged if the fraction is 0.
+        fraction: the fraction of each class in the training split to hold out.
+        split_seed: the key of the hash.
 
     Raises:
-        UsageError: too few examples to have every class in both.
+        UsageError: the dataset has its own validation split, or a class has too few examples.
     """
-    from sklearn.model_selection import train_test_split
-
-    try:
-        train_images, test_images, train_labels, test_labels = train_test_split(
-            images, labels, test_size=TEST_SHARE, random_state=0, stratify=labels
-        )
-    except ValueError as error:
-        raise UsageError(f"too few examples to hold a test split out of them: {error}") from None
-    return Split(train_images, train_labels), Split(test_images, test_labels)
+    if not fraction:
+        return dataset
+    if dataset.validation is not None:
+        raise own_validation(dataset.name)
+    hashes = content_hashes(map(np.ascontiguousarray, dataset.train.images), split_seed, "validation")
+    mask = held_out(dataset.train.labels, hashes, fraction, "validation", dataset.class_names, exact=True)
+    return replace(dataset, train=dataset.train.subset(~mask), validation=dataset.train.subset(mask))
 
 
-def hold_out_of_each_class(images: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Split, Split]:
-    """A fifth of every class for testing, but at least one example, and the rest for training, both in random order.
-
-    Unlike ``hold_out`` it leaves no class out of the test split, however few examples it has beside the others.
-
-    Args:
-        images: uint8 ``[N, H, W, C]``.
-        labels: int32 ``[N]``, of each class at least two.
-        seed: determines which examples are held out, and the order.
+def with_test(train: Split, split_seed: int, class_names: Sequence[str]) -> tuple[Split, Split]:
+    """Hold a test split, a fifth of each class, out of the training split.
 
     Returns:
-        The training split and the test split.
+        The training split and the test split, in the order of the examples.
+
+    Raises:
+        UsageError: a class has too few examples.
     """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    held_out = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = order[labels[order] == label]
-        held_out[members[: max(1, round(TEST_SHARE * len(members)))]] = True
-    train, test = order[~held_out[order]], order[held_out[order]]
-    return Split(images[train], labels[train]), Split(images[test], labels[test])
+    hashes = content_hashes(map(np.ascontiguousarray, train.images), split_seed, "test")
+    mask = held_out(train.labels, hashes, TEST_FRACTION, "test", class_names, exact=True)
+    return train.subset(~mask), train.subset(mask)
+
+
+def own_validation(name: str) -> UsageError:
+    """The error for ``validation_fraction`` with a dataset that has its own validation split."""
+    return UsageError(f"{name} has its own validation split: leave out validation_fraction")
+
+
+def content_hashes(contents: Iterable[bytes], split_seed: int, part: Part) -> np.ndarray:
+    """A keyed hash of the content of each example, float64 ``[N]`` from 0 to 1; those for two parts are independent."""
+    key, person = split_seed.to_bytes(8, "little"), part.encode()
+    digests = (hashlib.blake2b(content, digest_size=8, key=key, person=person).digest() for content in contents)
+    return np.frombuffer(b"".join(digests), "<u8") / 2**64
+
+
+def held_out(
+    labels: np.ndarray, hashes: np.ndarray, fraction: float, part: Part, class_names: Sequence[str], exact: bool
+) -> np.ndarray:
+    """Which examples to hold out: at least one of each class, and not all of any.
+
+    Args:
+        labels: int32 ``[N]``.
+        hashes: the result of ``content_hashes``.
+        fraction: the fraction to hold out.
+        part: what the examples are held out for, for the error message.
+        class_names: one for each label.
+        exact: whether to hold out the fraction of each class, or all examples with a hash below the fraction.
+
+    Returns:
+        bool ``[N]``.
+
+    Raises:
+        UsageError: a class has too few different examples, or only such that it shares with other classes.
+    """
+    counts = np.bincount(labels)
+
+    def absent(mask: np.ndarray) -> np.ndarray:
+        """The labels of which there are examples, but none in the mask."""
+        return np.flatnonzero((counts > 0) & (np.bincount(labels[mask], minlength=len(counts)) == 0))
+
+    if exact:
+        by_class = hashes[np.lexsort((hashes, labels))]
+        last = np.cumsum(counts) - counts + np.maximum(1, np.rint(fraction * counts).astype(int)) - 1
+        thresholds = by_class[np.minimum(last, len(labels) - 1)]
+        mask = np.isin(hashes, hashes[hashes <= thresholds[labels]])
+    else:
+        mask = hashes < fraction
+    for label in absent(mask):
+        mask |= hashes == hashes[labels == label].min()
+    for label in absent(~mask):
+        mask &= hashes != hashes[labels == label].max()
+    if lacking := [*absent(mask), *absent(~mask)]:
+        raise UsageError(
+            f"class {class_names[lacking[0]]!r} has too few different images to hold a {part} split out of: "
+            "every class needs at least 2"
+        )
+    return mask

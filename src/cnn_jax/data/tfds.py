@@ -1,4 +1,4 @@
-"""Any other image-classification data set of tensorflow-datasets, read as it prepared it, without TensorFlow."""
+"""Image classification datasets of tensorflow-datasets, read without TensorFlow once they are prepared."""
 
 import contextlib
 import importlib.util
@@ -16,7 +16,7 @@ import numpy as np
 
 from cnn_jax import files
 from cnn_jax.data.dataset import Dataset, Split
-from cnn_jax.data.splits import hold_out
+from cnn_jax.data.splits import with_test
 from cnn_jax.errors import CnnJaxError, UsageError, suggest
 
 if TYPE_CHECKING:
@@ -25,34 +25,36 @@ if TYPE_CHECKING:
     from tensorflow_datasets.core import DatasetBuilder
 
 NAME = re.compile(r"[a-zA-Z]\w*(/[\w+-][\w+.-]*)?(:[\d*]+(\.[\d*]+){2})?", re.ASCII)
-"""``name/configuration:version``; tensorflow-datasets also takes namespaces, by which it runs code from elsewhere."""
+"""``name/config:version``. Not the namespaces of tensorflow-datasets, which run code from other sources."""
 
 MAX_FEATURES_BYTES = 1 << 24
-"""Of a ``features.json``; those of the catalogue have some thousands."""
+"""Maximum size of a ``features.json`` in bytes; genuine ones have a few thousand."""
 
 PIECE = 1000
-"""Examples read at once: faster than one by one, and few enough to notice early that images differ in size."""
+"""Number of examples read at a time: faster than one by one, and images of different sizes are found early."""
 
 
-def load(name: str, directory: Path) -> Dataset:
-    """Read a data set, preparing it first where it is not and TensorFlow is installed.
+def load(name: str, directory: Path, split_seed: int) -> Dataset:
+    """Read a dataset, preparing it first if necessary, for which TensorFlow must be installed.
 
-    The test split is its ``test``, else its ``validation``, else a fixed fifth of its ``train``.
+    Its ``validation`` split is used for validation only. If it has no ``test`` split, a fifth of its ``train`` split
+    is held out for testing.
 
     Args:
-        name: the catalogue's, with a configuration and version where wanted: ``emnist/letters``; or that of
-            any data set that lies prepared in the directory.
-        directory: tensorflow-datasets' ``data_dir``.
+        name: a name in the catalog, optionally with a config and version, such as ``emnist/letters``; or that of any
+            dataset that is prepared in the directory.
+        directory: the ``data_dir`` of tensorflow-datasets.
+        split_seed: determines, together with their content, which examples are held out.
 
     Returns:
-        images uint8 ``[N, H, W, C]``; labels int32 ``[N]``. Its name is ``tfds:`` and the one given.
+        images uint8 ``[N, H, W, C]``; labels int32 ``[N]``. Its name is ``tfds:`` and the given name.
 
     Raises:
-        UsageError: no such data set, not one of equally large classified images, or not readable here.
+        UsageError: there is no such dataset, it does not consist of labelled images of one size, or it cannot be read.
         CnnJaxError: preparing it failed.
     """
     if not NAME.fullmatch(name):
-        raise UsageError(f"tfds:{name} cannot be used: give tfds:NAME, tfds:NAME/CONFIGURATION or tfds:NAME:VERSION")
+        raise UsageError(f"tfds:{name} is not of the form tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION")
     import tensorflow_datasets as tfds
 
     with _quiet():
@@ -64,26 +66,27 @@ def load(name: str, directory: Path) -> Dataset:
         formats = builder.info.available_file_formats()
         if tfds.core.FileFormat.ARRAY_RECORD not in formats:
             raise UsageError(
-                f"tfds:{name} lies in {builder.data_dir} as {', '.join(form.value for form in formats)}, not as "
-                'array_record; prepare it in another --data-dir by download_and_prepare(file_format="array_record")'
+                f"tfds:{name} in {builder.data_dir} has the format {', '.join(form.value for form in formats)}, not "
+                'array_record: prepare it in another --data-dir with download_and_prepare(file_format="array_record")'
             )
         splits = builder.info.splits
         if "train" not in splits:
-            raise UsageError(f"tfds:{name} has no training split, only {', '.join(splits)}; choose another")
+            raise UsageError(f"tfds:{name} has no train split, only {', '.join(splits)}: use another dataset")
 
         def read(split: str) -> Split:
             source = builder.as_data_source(split, file_format="array_record")
             return _read(source, image, label, f"the {split} split of tfds:{name}")
 
+        class_names = tuple(builder.info.features[label].names)
         train = read("train")
-        held_out = next((split for split in ("test", "validation") if split in splits), None)
-        train, test = (train, read(held_out)) if held_out else hold_out(train.images, train.labels)
-    return Dataset(f"tfds:{name}", train, test, tuple(builder.info.features[label].names))
+        validation = read("validation") if "validation" in splits else None
+        train, test = (train, read("test")) if "test" in splits else with_test(train, split_seed, class_names)
+    return Dataset(f"tfds:{name}", train, test, class_names, validation)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep tensorflow-datasets from advising on standard error to install OpenCV and the like."""
+    """Suppress the advice of tensorflow-datasets to install OpenCV and the like."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -94,12 +97,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_features(name: str, directory: Path) -> None:
-    """Refuse prepared data sets whose features are not tensorflow-datasets' own: it would import, and so run, anything.
+    """Check that a prepared dataset uses features of tensorflow-datasets only, since it would import and run any other.
 
-    Those of all configurations and versions are checked, since which of them is meant is for it to say.
+    All configs and versions are checked, because tensorflow-datasets chooses among them.
 
     Raises:
-        UsageError: a file names such a feature, or cannot be read.
+        UsageError: a file names another feature, or cannot be read.
     """
     from tensorflow_datasets.core.naming import camelcase_to_snakecase
 
@@ -107,15 +110,15 @@ def _check_features(name: str, directory: Path) -> None:
     try:
         default = json.loads(_text(folder / ".config" / "metadata.json") or "{}").get("default_config_name")
         if default and not NAME.fullmatch(f"a/{default}"):
-            raise ValueError(f"{default!r} is not the name of a configuration")
+            raise ValueError(f"{default!r} is not the name of a config")
         versions = _subfolders(folder)
-        versions += itertools.chain.from_iterable(map(_subfolders, versions))  # those of configurations
+        versions += itertools.chain.from_iterable(map(_subfolders, versions))  # those of configs
         for path in (version / "features.json" for version in versions):
             for feature in _feature_types(json.loads(_text(path) or "{}")):
                 if not str(feature).startswith("tensorflow_datasets."):
                     raise UsageError(
-                        f"{path} names {str(feature)[:100]!r}, which is not a feature of tensorflow-datasets: it would "
-                        "be run as a program; prepare the data set again with features of tensorflow-datasets"
+                        f"{path} names {str(feature)[:100]!r}, which is not a feature of tensorflow-datasets and would "
+                        "run as a program: prepare the dataset again with features of tensorflow-datasets"
                     )
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise UsageError(f"tfds:{name} cannot be read from {folder}: {_first_line(error)}; prepare it again") from None
@@ -134,17 +137,17 @@ def _text(path: Path) -> str | None:
 
 
 def _feature_types(content: object) -> Iterator[object]:
-    """Everything that tensorflow-datasets may take for the name of a feature's class."""
+    """Everything that tensorflow-datasets could interpret as the name of a feature's class."""
     remaining = [content]
     while remaining:
         match remaining.pop():
             case dict() as mapping:
                 for key, value in mapping.items():
-                    # In the older form it is called "type", as a feature itself may be.
+                    # The older format uses the key "type", which can also be the name of a feature.
                     if key in ("pythonClassName", "python_class_name") or (key == "type" and isinstance(value, str)):
                         yield value
                     elif key in ("json", "content") and isinstance(value, str):
-                        with contextlib.suppress(ValueError):  # what is no JSON is not read as such
+                        with contextlib.suppress(ValueError):  # not JSON
                             remaining.append(json.loads(value))
                     else:
                         remaining.append(value)
@@ -156,20 +159,20 @@ def _builder(name: str, directory: Path) -> "DatasetBuilder":
     import tensorflow_datasets as tfds
 
     try:
-        # What a data set needs and is not installed it announces on standard output, at length.
+        # Datasets print long messages about dependencies that are not installed.
         with contextlib.redirect_stdout(io.StringIO()):
             return tfds.builder(name, data_dir=directory)
     except tfds.core.DatasetNotFoundError:
         known = tfds.list_builders(with_community_datasets=False)
         raise UsageError(
-            f"tensorflow-datasets has no data set {name!r}{suggest(name, known)}; "
+            f"tensorflow-datasets has no dataset {name!r}{suggest(name, known)}; "
             "see https://www.tensorflow.org/datasets/catalog"
         ) from None
-    except Exception as error:  # each data set runs code of its own
-        # Without the arguments repeated before what is wrong, and the announcement of a list that is empty.
-        wrong = _first_line(error).rpartition('}": ')[2].partition(" Here are ")[0].rstrip(".")
+    except Exception as error:  # datasets run their own code
+        # Without the arguments repeated before the reason, and the introduction of an empty list.
+        reason = _first_line(error).rpartition('}": ')[2].partition(" Here are ")[0].rstrip(".")
         raise UsageError(
-            f"tfds:{name} cannot be used: {wrong}; see https://www.tensorflow.org/datasets/catalog"
+            f"tfds:{name} cannot be used: {reason}; see https://www.tensorflow.org/datasets/catalog"
         ) from None
 
 
@@ -190,7 +193,7 @@ def _features(builder: "DatasetBuilder", name: str) -> tuple[str, str]:
             return supervised
         if len(images) == len(labels) == 1:
             return images[0], labels[0]
-    raise UsageError(f"tfds:{name} is not a data set of 8-bit images with one class each; choose another")
+    raise UsageError(f"tfds:{name} is not a dataset of 8-bit images with one class each: use another dataset")
 
 
 def _prepare(builder: "DatasetBuilder", name: str) -> None:
@@ -198,32 +201,32 @@ def _prepare(builder: "DatasetBuilder", name: str) -> None:
 
     if importlib.util.find_spec("tensorflow") is None:
         raise UsageError(
-            f"tfds:{name} is not prepared in {builder.data_dir}, and preparing it needs TensorFlow: "
-            "pip install -e '.[tfds]', or give the --data-dir where it lies prepared"
+            f"tfds:{name} is not prepared in {builder.data_dir}, and preparing it requires TensorFlow: "
+            "pip install -e '.[tfds]', or use the --data-dir in which it is prepared"
         )
     tfds.display_progress_bar(sys.stderr.isatty())
     try:
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare(file_format="array_record")
-    except Exception as error:  # each data set runs code of its own
+    except Exception as error:  # datasets run their own code
         raise CnnJaxError(f"tfds:{name} cannot be prepared: {_first_line(error)}") from None
 
 
 def _read(source: "Sequence[dict[str, Any]]", image: str, label: str, described: str) -> Split:
     examples = _examples(source, described)
-    first = next(examples)  # tensorflow-datasets refuses to prepare an empty split
+    first = next(examples)  # tensorflow-datasets does not prepare empty splits
     shape = first[image].shape
     images = np.empty((len(source), *shape), np.uint8)
     labels = np.empty(len(source), np.int32)
     for index, example in enumerate(itertools.chain([first], examples)):
         if example[image].shape != shape:
             raise UsageError(
-                f"{described} has images of differing sizes, {shape} and {example[image].shape}; "
-                "choose a data set whose images are all alike"
+                f"{described} has images of different shapes, {shape} and {example[image].shape}: "
+                "use a dataset with images of one shape"
             )
         images[index], labels[index] = example[image], example[label]
     if labels.min() < 0:
-        raise UsageError(f"{described} has examples without a label; choose another data set")
+        raise UsageError(f"{described} has examples without a label: use another dataset")
     return Split(images, labels)
 
 
@@ -231,7 +234,7 @@ def _examples(source: "Sequence[dict[str, Any]]", described: str) -> Iterator[di
     try:
         for start in range(0, len(source), PIECE):
             yield from source.__getitems__(range(start, min(start + PIECE, len(source))))
-    except Exception as error:  # array_record and the image decoders each have their own
+    except Exception as error:  # array_record and the image decoders have their own
         raise UsageError(f"{described} cannot be read: {_first_line(error)}; prepare it again") from None
 
 
