@@ -35,10 +35,10 @@ def case(size, kernel, channels, features, batch, draw):
     return draw((batch, *size, channels)), params
 
 
-def reference(x, params, padding):
+def reference(x, params, padding, strides=(1, 1)):
     numbers = ("NHWC", "HWIO", "NHWC")
-    y = jax.lax.conv_general_dilated(x, params["kernel"], (1, 1), padding, dimension_numbers=numbers)
-    return y + params["bias"]
+    y = jax.lax.conv_general_dilated(x, params["kernel"], strides, padding, dimension_numbers=numbers)
+    return y + params.get("bias", 0)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -81,6 +81,158 @@ def test_relu_and_pooling_in_one_are_the_two_in_turn(size, kernel, channels, fea
     ours = value_and_gradients(lambda x, params: conv.apply({"params": params}, x), x, params)
     theirs = value_and_gradients(lambda x, params: max_pool(nn.relu(reference(x, params, padding))), x, params)
     assert_same(ours, theirs, rtol=1e-6)
+
+
+STRIDED = [
+    # image, kernel, strides, input channels, output channels, batch
+    ((7, 9), (1, 1), (2, 2), 3, 2, 2),
+    ((8, 8), (1, 1), (3, 2), 2, 4, 3),
+    ((9, 7), (3, 3), (2, 2), 4, 3, 3),
+    ((8, 8), (3, 3), (2, 2), 1, 5, 2),
+    ((11, 10), (5, 5), (2, 2), 3, 2, 2),
+    ((13, 12), (7, 7), (2, 2), 2, 3, 2),
+    ((10, 11), (3, 5), (3, 1), 2, 2, 2),
+    ((7, 8), (2, 1), (3, 2), 2, 3, 2),
+    ((3, 3), (3, 3), (4, 4), 2, 2, 1),
+]
+
+
+@EVERY_PADDING
+@pytest.mark.parametrize(("size", "kernel", "strides", "channels", "features", "batch"), STRIDED)
+def test_strided_values_and_gradients_are_the_convolutions(size, kernel, strides, channels, features, batch, padding):
+    def draw(shape):
+        return np.random.default_rng(len(shape)).standard_normal(shape, np.float32)
+
+    x, params = case(size, kernel, channels, features, batch, draw)
+    theirs = value_and_gradients(partial(reference, padding=padding, strides=strides), x, params)
+    conv = Conv(features, kernel, padding, strides=strides)
+    ours = value_and_gradients(lambda x, params: conv.apply({"params": params}, x), x, params)
+    assert_same(ours, theirs, rtol=1e-5)
+    portable = conv.clone(portable=True)
+    assert_same(portable.apply({"params": params}, x), theirs[0], rtol=1e-5)
+
+
+def test_stride_2_by_hand():
+    x = jnp.arange(5.0).reshape(1, 1, 5, 1)
+    params = {"kernel": jnp.asarray([1.0, 10.0, 100.0]).reshape(1, 3, 1, 1), "bias": jnp.asarray([0.5])}
+
+    def convolve(padding):
+        return Conv(1, (1, 3), padding, strides=(1, 2)).apply({"params": params}, x).ravel()
+
+    np.testing.assert_array_equal(convolve("VALID"), [210.5, 432.5])
+    np.testing.assert_array_equal(convolve("SAME"), [100.5, 321.5, 43.5])
+
+
+@pytest.mark.parametrize(("kernel", "strides", "use_bias"), [(3, 1, False), (3, 2, True), (5, 2, False), (1, 2, True)])
+def test_values_and_gradients_are_pytorchs(kernel, strides, use_bias):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((3, 9, 10, 2), np.float32), rng.standard_normal((kernel, kernel, 2, 4), np.float32)
+    params = {"kernel": weight} | ({"bias": rng.standard_normal(4, np.float32)} if use_bias else {})
+    conv = Conv(4, (kernel, kernel), strides=(strides, strides), use_bias=use_bias)
+    y, gradients = value_and_gradients(lambda x, params: conv.apply({"params": params}, x), x, params)
+    their_x = torch.tensor(x.transpose(0, 3, 1, 2), requires_grad=True)
+    their_weight = torch.tensor(weight.transpose(3, 2, 0, 1), requires_grad=True)
+    their_bias = torch.tensor(params["bias"], requires_grad=True) if use_bias else None
+    out = torch.nn.functional.conv2d(their_x, their_weight, their_bias, stride=strides).permute(0, 2, 3, 1)
+    (out * torch.cos(torch.arange(out.numel(), dtype=torch.float32)).reshape(out.shape)).sum().backward()
+    their_params = {"kernel": their_weight.grad.permute(2, 3, 1, 0).numpy()}
+    if use_bias:
+        their_params["bias"] = their_bias.grad.numpy()
+    theirs = out.detach().numpy(), (their_x.grad.permute(0, 2, 3, 1).numpy(), their_params)
+    assert_same((y, gradients), theirs, rtol=1e-5)
+
+
+@EVERY_PADDING
+@pytest.mark.parametrize("relu_pool", [False, True])
+def test_without_a_bias(padding, relu_pool):
+    x = np.random.default_rng(0).standard_normal((2, 9, 8, 3), np.float32)
+    conv = Conv(4, (3, 3), padding, relu_pool=relu_pool, use_bias=False)
+    params = conv.init(jax.random.key(0), x)["params"]
+    assert list(params) == ["kernel"]
+
+    def expected(x, params):
+        y = reference(x, params, padding)
+        return max_pool(nn.relu(y)) if relu_pool else y
+
+    ours = value_and_gradients(lambda x, params: conv.apply({"params": params}, x), x, params)
+    assert_same(ours, value_and_gradients(expected, x, params), rtol=1e-5)
+
+
+@EVERY_PADDING
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize(("kernel", "strides"), [(1, 1), (3, 1), (5, 1), (7, 1), (1, 2), (3, 2), (5, 2), (7, 2)])
+def test_bfloat16_values_and_gradients(kernel, strides, portable, padding):
+    def draw(shape):
+        return jnp.asarray(np.random.default_rng(len(shape)).standard_normal(shape), jnp.bfloat16)
+
+    x, rounded = case((11, 14), (kernel, kernel), 4, 3, 5, draw)
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), rounded)
+    conv = Conv(3, (kernel, kernel), padding, strides=(strides, strides), dtype=jnp.bfloat16, portable=portable)
+
+    @jax.jit
+    def ours(x, params):
+        y, pull_back = jax.vjp(lambda x, params: conv.apply({"params": params}, x), x, params)
+        assert y.dtype == jnp.bfloat16
+        return y, pull_back(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype))
+
+    theirs = value_and_gradients(
+        partial(reference, padding=padding, strides=(strides, strides)), x.astype(jnp.float32), params
+    )
+    y, gradients = ours(x, params)
+    assert jax.tree.map(lambda a: a.dtype, gradients) == jax.tree.map(lambda a: a.dtype, (x, params))
+    assert_same(jax.tree.map(lambda a: a.astype(jnp.float32), (y, gradients)), theirs, rtol=2**-6)
+
+
+def test_bfloat16_relu_pool_is_the_same_in_both_lowerings():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((50, 20, 20, 3)), jnp.bfloat16)
+    conv = Conv(4, (3, 3), relu_pool=True, dtype=jnp.bfloat16)
+    params = conv.init(jax.random.key(0), x)["params"]
+
+    def value_and_gradient(conv):
+        """Of the bias only: rounding makes many members of a pool equal, whose gradients the lowerings divide."""
+
+        def total(bias):
+            y = conv.apply({"params": params | {"bias": bias}}, x)
+            return y.astype(jnp.float32).sum(), y
+
+        return jax.jit(jax.grad(total, has_aux=True))(params["bias"])
+
+    (gradient, y), (their_gradient, their_y) = map(value_and_gradient, (conv, conv.clone(portable=True)))
+    assert y.dtype == jnp.bfloat16
+    assert_same(y.astype(jnp.float32), their_y.astype(jnp.float32), rtol=2**-7)
+    assert_same(gradient, their_gradient, rtol=1e-3)
+    assert gradient.min() > 256  # more than a sum in bfloat16 could reach
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("input_dtype", [jnp.float32, jnp.bfloat16, jnp.uint8])
+def test_types_are_those_of_flax(dtype, input_dtype):
+    x = jnp.ones((1, 4, 4, 1), input_dtype)
+    ours, theirs = (
+        jax.eval_shape(module(2, (3, 3), dtype=dtype).init_with_output, jax.random.key(0), x)
+        for module in (Conv, partial(nn.Conv, padding="VALID"))
+    )
+    assert ours == theirs
+
+
+def test_relu_pool_with_strides_is_refused():
+    with pytest.raises(ValueError, match=r"^relu_pool needs strides of \(1, 1\), got \(2, 2\)$"):
+        Conv(2, (3, 3), relu_pool=True, strides=(2, 2)).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+
+
+@pytest.mark.parametrize("relu_pool", [False, True])
+@pytest.mark.parametrize(("kernel", "strides"), [(1, 1), (3, 1), (3, 2), (1, 2)])
+def test_strict_promotion(kernel, strides, relu_pool):
+    conv = Conv(3, (kernel, kernel), "SAME", relu_pool and strides == 1, strides=(strides, strides))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        for module in (conv, conv.clone(portable=True), conv.clone(dtype=jnp.bfloat16), conv.clone(use_bias=False)):
+            for dtype in (jnp.float32, jnp.bfloat16):
+                x = jnp.ones((2, 6, 6, 2), dtype)
+                params = jax.eval_shape(module.init, jax.random.key(0), x)
+                jax.eval_shape(
+                    jax.grad(lambda params, x, m=module: m.apply(params, x).sum(), argnums=(0, 1)), params, x
+                )
 
 
 def test_many_networks_at_once():
