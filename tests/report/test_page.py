@@ -1,4 +1,4 @@
-"""The page, as a reader of HTML finds it and as a browser shows it."""
+"""The HTML report, parsed and as rendered by a browser."""
 
 import base64
 import dataclasses
@@ -9,7 +9,6 @@ import math
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -25,6 +24,7 @@ from cnn_jax.training.history import EpochRecord
 
 STEPS_PER_EPOCH = 15
 SUMMARY = {
+    "test_loss": 0.425,
     "train_seconds": 12.5,
     "compile_seconds": 3.25,
     "backend": "cpu",
@@ -35,7 +35,9 @@ VOID = {"meta", "link", "img", "br"}
 NASTY = ("<script>alert('1')</script>", 'Ähre & "Co"', "{{ 7 * 7 }}", "长" * 300, "&amp;", "\u202eright to left")
 
 
-def make_history(num_epochs):
+def make_history(num_epochs, split="test"):
+    """A history with a test or a validation split."""
+    metrics = dict.fromkeys(("test_loss", "test_accuracy"))
     return [
         EpochRecord(
             epoch=n,
@@ -43,17 +45,16 @@ def make_history(num_epochs):
             total_correct=900,
             loss=STEPS_PER_EPOCH * 1.4 / (n + 1),
             train_accuracy=1 - 0.4 / (n + 1),
-            test_loss=0.2 + 0.9 / (n + 1),
-            test_accuracy=0.9 - 0.25 / (n + 1),
             seconds=0.25 * (n + 1),
             images_per_second=4000.0 / (n + 1),
+            **metrics | {f"{split}_loss": 0.2 + 0.9 / (n + 1), f"{split}_accuracy": 0.9 - 0.25 / (n + 1)},
         )
         for n in range(num_epochs)
     ]
 
 
 def make_run(num_classes=3, num_examples=60, image_shape=(8, 8, 1), num_epochs=4, names=None, config=None):
-    """What ``save_page`` takes, of a network that is right two times out of three at least."""
+    """Arguments of ``save_page``, with at least two thirds of the predictions correct."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, num_classes, num_examples, dtype=np.int32)
     images = rng.integers(0, 256, (num_examples, *image_shape), dtype=np.uint8)
@@ -76,20 +77,30 @@ def without_mistakes(run):
     return run | {"logits": np.eye(len(run["dataset"].class_names), dtype=np.float32)[run["dataset"].test.labels]}
 
 
+def with_validation(run):
+    return run | {
+        "history": make_history(4, "validation"),
+        "dataset": dataclasses.replace(
+            run["dataset"], validation=Split(*(array[:7] for array in vars(run["dataset"].test).values()))
+        ),
+    }
+
+
 RUNS = {
     "ordinary": make_run(),
+    "validation": with_validation(make_run()),
     "nasty": make_run(6, names=NASTY, config=Config(dataset="tfds:<b>&\"'", data_dir="/a/<i>/ö & ü")),
     "one epoch": make_run(num_epochs=1),
     "hundreds of epochs": make_run(num_epochs=300),
     "two classes in colour": make_run(2, image_shape=(40, 60, 3)),
     "a hundred classes": make_run(100, 700, names=tuple(f"class number {n} of a hundred" for n in range(100))),
-    "nothing wrong": without_mistakes(make_run()),
+    "no mistakes": without_mistakes(make_run()),
 }
 
 
 @dataclass
 class Node:
-    """An element of the page."""
+    """An element of a page."""
 
     tag: str
     attributes: dict[str, str]
@@ -100,7 +111,7 @@ class Node:
         return "".join(child if isinstance(child, str) else child.text for child in self.children)
 
     def all(self, tag, **attributes):
-        """The elements of a tag below this one, with these attributes."""
+        """The descendants with this tag and these attributes."""
         found = []
         for child in self.children:
             if isinstance(child, Node):
@@ -110,12 +121,12 @@ class Node:
         return found
 
     def rows(self):
-        """The texts of the cells below this element."""
+        """The texts of the table cells in this element, by row."""
         return [[cell.text for cell in row.children if isinstance(cell, Node)] for row in self.all("tr")]
 
 
 class Reader(HTMLParser):
-    """Reads a page and sees to it that each element is closed, in order."""
+    """Parses a page and checks that every element is closed in order."""
 
     def __init__(self):
         super().__init__()
@@ -124,7 +135,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         node = Node(tag, dict(attrs))
-        assert len(node.attributes) == len(attrs), f"an attribute stands twice in {tag}"
+        assert len(node.attributes) == len(attrs), f"duplicate attribute in {tag}"
         self.open[-1].children.append(node)
         if tag not in VOID:
             self.open.append(node)
@@ -153,7 +164,7 @@ def read(path):
 
 @pytest.fixture(scope="module", params=RUNS)
 def saved(request, tmp_path_factory):
-    """A run, and its page as read."""
+    """The arguments of a run and its parsed page."""
     path = tmp_path_factory.mktemp("page") / "report.html"
     save_page(path, **RUNS[request.param])
     return RUNS[request.param], read(path)
@@ -161,7 +172,7 @@ def saved(request, tmp_path_factory):
 
 @pytest.fixture
 def page(tmp_path):
-    """Saves the page of a run and reads it."""
+    """Saves the page of a run and parses it."""
 
     def save_and_read(run):
         save_page(tmp_path / "report.html", **run)
@@ -189,23 +200,26 @@ def counts(run):
     return matrix
 
 
-def test_it_asks_for_nothing_and_runs_nothing(saved):
+def test_no_scripts_and_no_external_resources(saved):
     _, root = saved
     for node in elements(root):
         assert node.tag not in {"script", "iframe", "object", "embed", "base", "form"}
         for name, value in node.attributes.items():
-            assert not name.startswith("on"), f"a script in {name}"
-            if name in {"src", "href", "srcset", "action", "data", "poster", "xlink:href"}:
+            assert not name.startswith("on"), f"script in {name}"
+            if name in {"src", "href", "srcset", "action", "data", "poster"}:
                 assert value.startswith("data:")
+            if name == "xlink:href":
+                assert value.startswith("#")
             assert "url(" not in value
     (style,) = root.all("style")
     assert not re.search(r"url\(|@import|@font-face", style.text)
 
 
-def test_titles_headings_and_tables_tell_what_they_are(saved):
+def test_titles_headings_and_labels(saved):
     run, root = saved
-    last = run["history"][-1]
-    assert root.all("title")[0].text == f"{run['config'].dataset}, cnn: test accuracy {last.test_accuracy:.4f}"
+    accuracy = np.trace(counts(run)) / len(run["logits"])
+    assert root.all("title")[0].text == f"{run['config'].dataset}, cnn: test accuracy {accuracy:.4f}"
+    assert [value.text for value in root.all("dd")[:2]] == [f"{accuracy:.4f}", "0.4250"]
     assert root.all("html")[0].attributes["lang"] == "en"
     assert root.all("meta", name="viewport")
     levels = [int(node.tag[1]) for node in elements(root) if re.fullmatch("h[1-6]", node.tag)]
@@ -219,14 +233,17 @@ def test_titles_headings_and_tables_tell_what_they_are(saved):
         if node.tag == "th":
             assert node.attributes["scope"] in {"row", "col"}
         if node.tag == "img":
-            assert re.match(r"Test image \d+: .+, taken for .+", node.attributes["alt"], flags=re.DOTALL)
-        if node.tag == "svg" and node.attributes.get("role") == "img":
-            assert "by epoch, train " in node.all("title")[0].text
+            assert re.match(r"Test image \d+: .+, predicted as .+", node.attributes["alt"], flags=re.DOTALL)
+    charts = [chart.attributes["aria-label"] for chart in root.all("svg", role="img")]
+    assert [label.partition(":")[0] for label in charts] == [
+        "Loss by epoch, at the end",
+        "Accuracy by epoch, at the end",
+    ]
 
 
-def test_every_setting_and_its_value_is_there(saved):
+def test_every_setting_is_listed(saved):
     run, root = saved
-    shown = dict(section(root, "made").all("table")[0].rows())
+    shown = dict(section(root, "details").all("table")[0].rows())
     config = run["config"]
     assert shown.keys() == {field.name for field in dataclasses.fields(Config)}
     assert shown["dataset"] == config.dataset
@@ -234,27 +251,39 @@ def test_every_setting_and_its_value_is_there(saved):
     assert (shown["epochs"], shown["shuffle"], shown["learning_rate"]) == (str(config.epochs), "on", "0.01")
 
 
-def test_settings_that_are_not_the_default_are_bold(page):
+def test_settings_other_than_the_default_are_bold(page):
     root = page(make_run(config=Config(dataset="squares", image_size=(28, 20), shuffle=False)))
-    rows = section(root, "made").all("table")[0].all("tr")
+    rows = section(root, "details").all("table")[0].all("tr")
     changed = {row.all("th")[0].text: row.all("b")[0].text for row in rows if row.all("b")}
     assert changed == {"dataset": "squares", "image_size": "28 20", "shuffle": "off"}
 
 
-def test_speed_device_and_versions(page):
-    made = section(page(RUNS["ordinary"]), "made")
-    speed, versions = (dict(table.rows()) for table in made.all("table")[1:])
+def test_data_speed_and_versions(page):
+    details = section(page(RUNS["ordinary"]), "details")
+    data, speed, versions = (dict(table.rows()) for table in details.all("table")[1:])
+    assert data == {
+        "Train images": "60",
+        "Test images": "60",
+        "Image size": "8 \N{MULTIPLICATION SIGN} 8 \N{MULTIPLICATION SIGN} 1",
+        "Classes": "3",
+    }
     assert speed == {
         "Device": "2 \N{MULTIPLICATION SIGN} CPU",
         "Median epoch": "0.62 s",
-        "Images a second": "1,667",
+        "Images per second": "1,667",
         "Training, all epochs": "12.50 s",
         "Compilation": "3.25 s",
     }
     assert versions == SUMMARY["versions"]
 
 
-def test_every_name_and_every_count_is_in_the_matrix(saved):
+def test_validation_images_and_parameters_are_listed_if_known(page):
+    root = page(RUNS["validation"] | {"num_parameters": 1_663_370})
+    data = dict(section(root, "details").all("table")[1].rows())
+    assert (data["Validation images"], data["Parameters"]) == ("7", "1,663,370")
+
+
+def test_the_matrix_has_every_name_and_count(saved):
     run, root = saved
     table = section(root, "confusion").all("table")[0]
     names = list(run["dataset"].class_names)
@@ -272,34 +301,35 @@ def test_shades_follow_the_share_of_the_row(page):
     root = page(run | {"dataset": Dataset("squares", split, split, ("a", "b", "c")), "logits": np.eye(3)[predictions]})
     cells = section(root, "confusion").all("table", **{"class": "matrix"})[0].all("tbody")[0].all("td")
     assert [cell.attributes.get("class") for cell in cells] == [
-        *["right-5", "wrong-3", "wrong-1"],  # 95 % right; 4.5 % and 0.5 % wrong
-        *["wrong-6", "right-3", None],  # 20 % wrong, 80 % right
+        *["correct-5", "wrong-3", "wrong-1"],  # 95% correct; 4.5% and 0.5% wrong
+        *["wrong-6", "correct-3", None],  # 20% wrong, 80% correct
         *["wrong-6", None, None],
     ]
 
 
-def test_most_often_confused(page):
+def test_most_frequent_mistakes(page):
     run = RUNS["ordinary"]
     rows = section(page(run), "confusion").all("table")[1].rows()[1:]
     mistakes = {(f"class {i}", f"class {j}"): n for (i, j), n in np.ndenumerate(counts(run)) if i != j and n}
-    assert {(true, taken): int(times) for true, taken, times in rows} == mistakes
-    assert [int(times) for _, _, times in rows] == sorted(mistakes.values(), reverse=True)
+    assert {(true, predicted): int(count) for true, predicted, count in rows} == mistakes
+    assert [int(count) for _, _, count in rows] == sorted(mistakes.values(), reverse=True)
 
 
-def test_scores_of_each_class(saved):
+def test_metrics_by_class(saved):
     run, root = saved
     (table,) = section(root, "classes").all("table")
     rows = [[cell.strip() for cell in row] for row in table.rows()[1:]]
     matrix = counts(run)
-    right, taken, support = np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1)
+    correct, predicted, support = np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1)
     expected = [
-        right / np.maximum(taken, 1),
-        right / np.maximum(support, 1),
-        2 * right / np.maximum(taken + support, 1),
+        correct / np.maximum(predicted, 1),
+        correct / np.maximum(support, 1),
+        2 * correct / np.maximum(predicted + support, 1),
     ]
     *classes, macro, weighted = rows
     assert [row[0] for row in classes] == list(run["dataset"].class_names)
-    assert [int(row[4].replace(",", "")) for row in classes] == support.tolist()
+    for column in (4, 5):  # the test and the training set are the same
+        assert [int(row[column].replace(",", "")) for row in classes] == support.tolist()
     for shown, figures in zip(np.transpose([row[1:4] for row in classes]).astype(float), expected, strict=True):
         np.testing.assert_allclose(shown, figures, atol=5.1e-5)
     assert (macro[0], weighted[0]) == ("macro average", "weighted average")
@@ -315,27 +345,27 @@ def decode(url):
         return np.asarray(image)
 
 
-def test_the_pictures_are_those_most_confidently_wrong(saved):
+def test_most_confident_mistakes(saved):
     run, root = saved
     dataset, logits = run["dataset"], run["logits"].astype(float)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     mistaken = [n for n in range(len(logits)) if logits[n].argmax() != dataset.test.labels[n]]
     expected = sorted(mistaken, key=lambda n: -probabilities[n].max())[:24]
-    pictures = section(root, "wrong").all("li")
+    pictures = section(root, "mistakes").all("li")
     assert len(pictures) == len(expected)
     for picture, index in zip(pictures, expected, strict=True):
         true = dataset.class_names[dataset.test.labels[index]]
-        taken = dataset.class_names[logits[index].argmax()]
+        predicted = dataset.class_names[logits[index].argmax()]
         (image,) = picture.all("img")
-        assert image.attributes["alt"] == f"Test image {index}: {true}, taken for {taken}"
-        assert [name.text for name in picture.all("bdi")] == [true, taken]
+        assert image.attributes["alt"] == f"Test image {index}: {true}, predicted as {predicted}"
+        assert [name.text for name in picture.all("bdi")] == [true, predicted]
         assert float(picture.all("span")[0].text) == pytest.approx(probabilities[index].max(), abs=5.1e-4)
         np.testing.assert_array_equal(decode(image.attributes["src"]), dataset.test.images[index].squeeze())
     if not expected:
-        assert "No test image was classified wrongly." in section(root, "wrong").text
+        assert "No test image was misclassified." in section(root, "mistakes").text
 
 
-def test_large_pictures_are_scaled_down_and_a_page_of_noise_stays_small(page, tmp_path):
+def test_large_pictures_are_scaled_down_and_the_page_stays_small(page, tmp_path):
     root = page(make_run(num_examples=90, image_shape=(150, 300, 3)))
     images = [decode(image.attributes["src"]) for image in root.all("img")]
     assert {image.shape for image in images} == {(48, 96, 3)}
@@ -348,85 +378,89 @@ def test_only_small_pictures_are_pixelated(page):
     assert page(make_run(image_shape=(65, 32, 1))).all("ul", **{"class": "pictures"})
 
 
-def test_probabilities_near_one_are_not_called_one(page):
+def test_probabilities_near_one_are_not_rounded_to_one(page):
     run = make_run()
     root = page(run | {"logits": 100 * run["logits"]})
-    assert section(root, "wrong").all("span")[0].text == "over 0.999"
+    assert section(root, "mistakes").all("span")[0].text == "over 0.999"
 
 
-def number(text):
-    return float(text.removesuffix("%"))
+def points(path):
+    return np.array([point.split()[1:] for point in path.attributes["d"].splitlines()], float)
 
 
-def axis(chart):
-    """The ticks' values, and a function from places to values that they agree on."""
-    labels = [node for node in chart.children if isinstance(node, Node) and node.tag == "text"]
-    places, values = np.transpose(
-        [(number(n.attributes["y"]), float(n.text)) for n in labels if n.attributes["x"] == "0"]
-    )
-    slope, offset = np.polyfit(places, values / values.max(), 1) * values.max()
-    np.testing.assert_allclose(slope * places + offset, values, atol=1e-3 * np.ptp(values))
-    return values, lambda place: slope * place + offset
+def scale(places, values):
+    """A function from coordinates to values, which all ticks agree on."""
+    slope, offset = np.polyfit(places, values, 1)
+    np.testing.assert_allclose(slope * np.array(places) + offset, values, atol=1e-3 * np.ptp(values))
+    return lambda places: slope * places + offset
 
 
-@pytest.mark.parametrize("num_epochs", [1, 2, 4, 30, 31, 300])
-def test_curves_show_the_history(page, num_epochs):
-    history = make_history(num_epochs)
-    root = page(make_run(num_epochs=num_epochs))
-    curves = {
-        "Loss": {"train": [r.loss / STEPS_PER_EPOCH for r in history], "test": [r.test_loss for r in history]},
-        "Accuracy": {"train": [r.train_accuracy for r in history], "test": [r.test_accuracy for r in history]},
-    }
-    for chart, series in zip(root.all("svg", **{"class": "axes"}), curves.values(), strict=True):
-        ticks, value_at = axis(chart)
-        tolerance = 1e-3 * np.ptp(ticks)
-        for name, values in series.items():
-            (path,) = chart.all("path", **{"class": name})
-            xs, ys = np.transpose([[float(x) for x in p.split(",")] for p in path.attributes["d"][1:].split("L")])
-            np.testing.assert_allclose(xs, np.linspace(0, 100, num_epochs) if num_epochs > 1 else 50, atol=0.01)
-            np.testing.assert_allclose(value_at(ys), values, atol=tolerance)
-            (group,) = chart.all("g", **{"class": name})
-            assert group.all("text")[0].text == f"{name} {values[-1]:.4f}"
-            marks = group.all("circle")
-            assert len(marks) == (num_epochs if num_epochs <= 30 else 1)
-            assert marks[-1].text == f"epoch {num_epochs - 1}, {name}: {values[-1]:.4f}"
-            assert value_at(number(marks[-1].attributes["cy"])) == pytest.approx(values[-1], abs=tolerance)
-            assert number(marks[-1].attributes["cx"]) == pytest.approx(xs[-1], abs=0.01)
+@pytest.mark.parametrize(("num_epochs", "split"), [(2, "test"), (30, "validation"), (31, "test"), (300, "validation")])
+def test_curves_show_the_history(page, num_epochs, split):
+    history = make_history(num_epochs, split)
+    train_loss = [record.loss / STEPS_PER_EPOCH for record in history]
+    train_accuracy = [record.train_accuracy for record in history]
+    loss = [getattr(record, f"{split}_loss") for record in history]
+    accuracy = [getattr(record, f"{split}_accuracy") for record in history]
+    loss_chart, accuracy_chart = page(make_run() | {"history": history}).all("svg", role="img")
+    for chart, curves, title, unit in (
+        (loss_chart, {"train": train_loss, split: loss}, "Loss", "mean cross-entropy"),
+        (accuracy_chart, {"train": train_accuracy, split: accuracy}, "Accuracy", "fraction correctly classified"),
+    ):
+        texts = {anchor: [] for anchor in ("start", "middle", "end")}
+        for text in chart.all("text"):
+            texts[re.search("text-anchor: (\\w+)", text.attributes["style"])[1]].append(text)
+        *x_ticks, x_label, y_label = texts["middle"]
+        assert (x_label.text, y_label.text) == ("epoch", unit)
+        ends = [f"{name} {values[-1]:.4f}" for name, values in curves.items()]
+        assert [text.text for text in texts["start"]] == [*ends, title]
+        assert len(x_ticks) <= 7
+        x = scale([float(tick.attributes["x"]) for tick in x_ticks], [int(tick.text) for tick in x_ticks])
+        lines = {color: [] for color in ("rule", *curves)}
+        for path in chart.all("path"):
+            if line := re.match(r"fill: none; stroke: var\(--(\w+)\)", path.attributes["style"]):
+                lines[line[1]].append(points(path))
+        y_ticks = [float(text.text) for text in texts["end"]]
+        assert 2 <= len(y_ticks) <= 7
+        y = scale([line[0, 1] for line in lines["rule"]], y_ticks)
+        for name, values in curves.items():
+            ((xs, ys),) = (line.T for line in lines[name])
+            # Interpolated, because matplotlib omits points that make no visible difference.
+            drawn = y(np.interp(range(num_epochs), x(xs), ys))
+            np.testing.assert_allclose(drawn, values, atol=5e-3 * np.ptp(y_ticks))
+            markers = [use for use in chart.all("use") if f"fill: var(--{name})" in use.attributes["style"]]
+            marked = range(num_epochs) if num_epochs <= 30 else [num_epochs - 1]
+            assert [use.text for use in markers] == [f"epoch {n}, {name}: {values[n]:.4f}" for n in marked]
 
 
-@pytest.mark.parametrize("scale", [1e-9, 1e-3, 0.7, 3, 4e4, 1e30])
-def test_ticks_are_few_and_round_and_hold_the_curves(page, scale):
+@pytest.mark.parametrize("scale", [0, 1e-9, 1e-3, 3, 4e4, 1e30])
+def test_charts_of_any_loss(page, scale):
     history = [dataclasses.replace(r, loss=r.loss * scale, test_loss=r.test_loss * scale) for r in make_history(3)]
-    for chart in page(make_run() | {"history": history}).all("svg", **{"class": "axes"}):
-        ticks, _ = axis(chart)
-        assert 2 <= len(ticks) <= 7
-        step = np.diff(ticks)[0]
-        assert re.fullmatch(r"[-+]?[125]0*\.?0*e[-+]\d+", f"{abs(step):.3e}")
-        for mark in chart.all("circle"):
-            assert 0 <= number(mark.attributes["cy"]) <= 100
+    (chart, _) = page(make_run() | {"history": history}).all("svg", role="img")
+    _, top, _, height = map(float, chart.attributes["viewbox"].split())
+    for use in chart.all("use"):
+        assert top < float(use.attributes["y"]) < height
 
 
-def test_x_ticks_are_epochs(page):
-    (chart, _) = page(make_run(num_epochs=300)).all("svg", **{"class": "axes"})
-    labels = chart.all("text", y="100%", dy="22")
-    assert [label.text for label in labels] == ["epoch 0", "50", "100", "150", "200", "250"]
-    places = [number(label.attributes["x"]) for label in labels]
-    np.testing.assert_allclose(places, 100 * np.arange(0, 300, 50) / 299, atol=0.01)
-
-
-def test_labels_of_like_values_do_not_overlap(page):
-    like = [dataclasses.replace(record, test_loss=record.loss / STEPS_PER_EPOCH) for record in make_history(4)]
-    for history in (like, [dataclasses.replace(record, loss=0.0, test_loss=0.0) for record in like]):
-        (chart, _) = page(make_run() | {"history": history}).all("svg", **{"class": "axes"})
-        first, second = (number(group.all("text")[0].attributes["y"]) for group in chart.all("g"))
-        assert abs(first - second) >= 8
-        assert max(first, second) <= 100
+def test_best_epoch_and_the_split_it_was_chosen_on(page):
+    for split, sentence in {
+        "test": "There is no validation split: the best checkpoint, epoch 1 with a test accuracy of 0.9500, "
+        "was chosen on the test set.",
+        "validation": "The best checkpoint, epoch 1 with a validation accuracy of 0.9500, "
+        "was chosen on the validation set.",
+    }.items():
+        history = make_history(4, split)
+        history[1] = dataclasses.replace(history[1], **{f"{split}_accuracy": 0.95})
+        text = section(page(make_run() | {"history": history}), "curves").text
+        assert sentence in text
+        assert f"{split} metrics are computed at its end" in text
+        assert ("no validation split" in text) == (split == "test")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
 @pytest.mark.parametrize("epochs", [[1], [3], [0, 1, 2, 3]], ids=str)
-def test_figures_that_are_not_finite_are_said_to_be_so(page, value, epochs):
-    """A loss beyond the numbers of 32 bits, which the test set may have and training not."""
+def test_metrics_that_are_not_finite(page, value, epochs):
+    """The test loss may overflow although the training loss does not."""
     history = make_history(4)
     for epoch in epochs:
         history[epoch] = dataclasses.replace(history[epoch], test_loss=value)
@@ -441,41 +475,50 @@ def test_figures_that_are_not_finite_are_said_to_be_so(page, value, epochs):
     assert losses[epochs[0]] == ("3e+38" if value == 3e38 else "not finite")
 
 
-def test_the_figures_of_every_epoch(page):
+def test_metrics_of_every_epoch(page):
+    for split in ("test", "validation"):
+        head, *_ = section(page(make_run() | {"history": make_history(4, split)}), "curves").all("table")[0].rows()
+        name = split.capitalize()
+        assert head[1:5] == ["Train loss", f"{name} loss", "Train accuracy", f"{name} accuracy"]
     rows = section(page(RUNS["ordinary"]), "curves").all("table")[0].rows()
     assert rows[1] == ["0", "1.4000", "1.1000", "0.6000", "0.6500", "0.25", "4,000"]
     assert [row[0] for row in rows[1:]] == ["0", "1", "2", "3"]
 
 
-def test_the_best_epoch_is_named_where_it_is_not_the_last(page):
-    history = make_history(4)
-    assert "best" not in section(page(make_run() | {"history": history}), "curves").text
-    history[1] = dataclasses.replace(history[1], test_accuracy=0.95)
-    root = page(make_run() | {"history": history})
-    assert "The best test accuracy, 0.9500, was that of epoch 1." in section(root, "curves").text
-
-
-def test_of_more_classes_there_is_no_matrix(page):
+def test_no_matrix_of_more_than_a_hundred_classes(page):
     root = page(make_run(101, 400))
     assert [table.attributes["class"] for table in section(root, "confusion").all("table")] == ["figures"]
     assert len(section(root, "classes").all("tr")) == 1 + 101 + 2
 
 
-def test_a_name_that_is_no_text_is_no_error(page):
-    """As of a folder whose name is not UTF-8: Python keeps the odd byte as a lone surrogate."""
+def test_a_class_name_that_is_not_unicode(page):
+    """In the name of a folder, Python represents a byte that is not UTF-8 as a lone surrogate."""
     root = page(make_run(names=("caf\udce9", "b", "c")))
     assert section(root, "classes").rows()[1][0] == "caf\N{REPLACEMENT CHARACTER}"
 
 
-def test_same_run_same_page_without_matplotlib(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # importing it is an error
+def test_the_page_is_deterministic(tmp_path):
     for name in ("first", "second"):
         save_page(tmp_path / name, **RUNS["ordinary"])
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
+def test_names_are_escaped(tmp_path):
+    save_page(tmp_path / "report.html", **RUNS["nasty"])
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in source
+    assert "&lt;script&gt;alert(&#39;1&#39;)&lt;/script&gt;" in source
+    assert "{{ 7 * 7 }}" in source
+
+
+def test_many_classes_and_wide_tables_have_a_scroll_hint(page):
+    root = page(make_run(60, 400))
+    assert "Scroll sideways to see all 60 columns." in section(root, "confusion").text
+    assert "Scroll" not in section(page(make_run(3)), "confusion").text
+
+
 def luminance(colour):
-    """WCAG 2.2's relative luminance of ``#rrggbb``."""
+    """The relative luminance of ``#rrggbb`` as defined by WCAG 2.2."""
     channels = np.array([int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return linear @ [0.2126, 0.7152, 0.0722]
@@ -490,24 +533,26 @@ def test_contrasts_are_aa(page):
     light, dark, _ = palettes
     assert light.keys() == dark.keys()
     for palette in (light, dark):
-        pairs = [(name, "paper") for name in ("ink", "muted", "train", "test", "wrong", "wrong-5", "wrong-6")]
-        pairs += [("ink", name) for name in palette if re.match(r"right-|wrong-[1-4]", name)]
+        pairs = [
+            (name, "paper") for name in ("ink", "muted", "train", "validation", "test", "wrong", "wrong-5", "wrong-6")
+        ]
+        pairs += [("ink", name) for name in palette if re.match(r"correct-|wrong-[1-4]", name)]
         for names in pairs:
             darker, lighter = sorted(luminance(palette[name]) for name in names)
             assert (lighter + 0.05) / (darker + 0.05) >= 4.5, names
 
 
 class Browser:
-    """A headless Chromium, driven by its DevTools protocol.
+    """A headless Chromium, controlled by the DevTools protocol.
 
-    A context manager: leaving it ends the browser.
+    A context manager: leaving it closes the browser.
     """
 
     def __init__(self, program, profile):
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
         flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
         flags += ["--remote-debugging-pipe", f"--user-data-dir={profile}"]
-        # It reads its file descriptor 3 and writes its 4.
+        # DevTools messages arrive on file descriptor 3 and leave on 4.
         command = ["sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", program, *flags]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -528,7 +573,7 @@ class Browser:
         return self
 
     def __exit__(self, *error):
-        self.process.stdin.close()  # at which it ends
+        self.process.stdin.close()  # which ends it
         self.process.wait()
         self.process.stdout.close()
         self.deadline.cancel()
@@ -536,7 +581,7 @@ class Browser:
     def receive(self):
         while b"\0" not in self.received:
             part = self.process.stdout.read1()
-            assert part, "the browser has ended"
+            assert part, "the browser exited"
             self.received += part
         message, _, self.received = self.received.partition(b"\0")
         return json.loads(message)
@@ -552,7 +597,7 @@ class Browser:
         return answer["result"]
 
     def open(self, url, width, theme="light"):
-        """Show a page, as a telephone does where it is narrow; what happens then is in ``events``."""
+        """Load a page, as a phone does if the width is small, and collect its events in ``events``."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 500
         )
@@ -574,20 +619,20 @@ class Browser:
 def browser(tmp_path_factory):
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
-        pytest.skip("there is no Chromium")
+        pytest.skip("Chromium is not installed")
     with Browser(program, tmp_path_factory.mktemp("profile")) as browser:
         yield browser
 
 
 CUT_OFF = """
-[...document.querySelectorAll("h1, h2, p, dt, dd, img, .axes text, .facts td")].filter(node => {
+[...document.querySelectorAll("h1, h2, p, dt, dd, img, .chart text, .facts td")].filter(node => {
   const {left, right} = node.getBoundingClientRect();
   return left < 0 || right > innerWidth;
 }).map(node => node.outerHTML)
 """
 
 OVERLAPPING = """
-[...document.querySelectorAll(".axes")].flatMap(chart => {
+[...document.querySelectorAll(".chart")].flatMap(chart => {
   const texts = [...chart.querySelectorAll("text")].map(node => [node.textContent, node.getBoundingClientRect()]);
   return texts.flatMap(([one, a], n) => texts.slice(n + 1).filter(([other, b]) =>
     a.left < b.right && b.left < a.right && a.top + 2 < b.bottom && b.top + 2 < a.bottom
@@ -597,8 +642,8 @@ OVERLAPPING = """
 
 
 @pytest.mark.parametrize("width", [390, 1200])
-@pytest.mark.parametrize("name", RUNS)
-def test_a_browser_shows_it_whole_and_asks_for_nothing(browser, tmp_path, name, width):
+@pytest.mark.parametrize("name", ["validation", "one epoch", "nasty", "a hundred classes"])
+def test_nothing_is_cut_off_or_loaded_in_a_browser(browser, tmp_path, name, width):
     path = tmp_path / "report.html"
     save_page(path, **RUNS[name])
     browser.open(path.as_uri(), width)
@@ -607,17 +652,20 @@ def test_a_browser_shows_it_whole_and_asks_for_nothing(browser, tmp_path, name, 
     assert browser.evaluate(CUT_OFF) == []
     assert browser.evaluate(OVERLAPPING) == []
     events = [(event["method"], event["params"]) for event in browser.events]
-    asked_for = {details["request"]["url"] for method, details in events if method == "Network.requestWillBeSent"}
-    assert {url for url in asked_for if not url.startswith("data:")} == {path.as_uri()}
-    complaints = {"Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"}
-    assert [event for event in events if event[0] in complaints] == []
+    requested = {details["request"]["url"] for method, details in events if method == "Network.requestWillBeSent"}
+    assert {url for url in requested if not url.startswith("data:")} == {path.as_uri()}
+    errors = {"Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"}
+    assert [event for event in events if event[0] in errors] == []
 
 
-def test_it_is_light_or_dark_as_the_reader_likes(browser, tmp_path):
+def test_light_and_dark_theme(browser, tmp_path):
     path = tmp_path / "report.html"
     save_page(path, **RUNS["ordinary"])
-    for theme, paper in (("light", "#fdfcf9"), ("dark", "#151719")):
+    for theme, *colors in (
+        ("light", "#fdfcf9", "#96570a", "#14568f", "#62605a"),
+        ("dark", "#151719", "#e0a64e", "#7fb9ec", "#a5a29a"),
+    ):
         browser.open(path.as_uri(), 1200, theme)
-        picture = browser.screenshot()
-        assert picture[0, 0].tolist() == list(bytes.fromhex(paper[1:]))
-        assert len(np.unique(picture[::4, ::4].reshape(-1, 3), axis=0)) > 50, "there is nothing on the page"
+        browser.evaluate("document.querySelector('.chart').scrollIntoView()")
+        drawn = set(np.unique(browser.screenshot() @ np.array([65536, 256, 1])).tolist())
+        assert {int(color[1:], 16) for color in colors} <= drawn  # background, curves and axes

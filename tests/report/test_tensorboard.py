@@ -1,4 +1,4 @@
-"""The event files, read back."""
+"""The event files, as read back."""
 
 import dataclasses
 import struct
@@ -11,7 +11,7 @@ from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.report.tensorboard import EventFiles
-from cnn_jax.runs.fit import fit
+from cnn_jax.runs.fit import fit, resume
 from cnn_jax.training.history import EpochRecord
 
 HISTORY = [
@@ -20,8 +20,13 @@ HISTORY = [
 ]
 
 
+def continue_run(config, workdir, **options):
+    """Resume with all the settings of a config, as the command does."""
+    return resume(workdir, **options, **dataclasses.asdict(config))
+
+
 def crc32c(data):
-    """Castagnoli's, bit by bit, as in RFC 3720, masked as TFRecord's are."""
+    """The CRC-32C of RFC 3720, masked as in TFRecord files."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -43,7 +48,7 @@ def read_events(path):
 
 
 def read_scalars(directory):
-    """By run and tag, a list of steps and values; of all event files there are."""
+    """The (step, value) pairs in all event files, by split and tag."""
     scalars = {}
     for path in sorted(directory.rglob("*tfevents*")):
         first, *events = read_events(path)
@@ -64,24 +69,35 @@ def expected(history, steps_per_epoch):
     return {key: [(step, pytest.approx(value)) for step, value in enumerate(values)] for key, values in figures.items()}
 
 
-def test_each_epoch_can_be_read_as_soon_as_it_is_there(tmp_path):
+def test_each_epoch_can_be_read_immediately(tmp_path):
     with EventFiles(tmp_path / "tensorboard", [], steps_per_epoch=15) as files:
         for n, record in enumerate(HISTORY):
             files.append(record)
             assert read_scalars(tmp_path) == expected(HISTORY[: n + 1], 15)
 
 
-def test_gone_on_with_they_hold_each_epoch_once(tmp_path):
+def test_validation_metrics_instead_of_test_metrics(tmp_path):
+    record = dataclasses.replace(
+        HISTORY[0], test_loss=None, test_accuracy=None, validation_loss=1.25, validation_accuracy=0.75
+    )
+    with EventFiles(tmp_path, [record], steps_per_epoch=15):
+        scalars = read_scalars(tmp_path)
+    assert scalars["validation", "loss"] == [(0, 1.25)]
+    assert scalars["validation", "accuracy"] == [(0, 0.75)]
+    assert {split for split, _ in scalars} == {"train", "validation"}
+
+
+def test_resumed_files_contain_each_epoch_once(tmp_path):
     with EventFiles(tmp_path, [], steps_per_epoch=15) as files:
         for record in HISTORY:
             files.append(record)
     other = [dataclasses.replace(record, test_loss=7.0) for record in HISTORY]
-    with EventFiles(tmp_path, other[:1], steps_per_epoch=15) as files:  # as from a checkpoint before the last
+    with EventFiles(tmp_path, other[:1], steps_per_epoch=15) as files:  # resumed from an earlier checkpoint
         files.append(other[1])
     assert read_scalars(tmp_path) == expected(other[:2], 15)
 
 
-def test_epochs_are_as_far_apart_as_training_took(tmp_path):
+def test_wall_times_are_training_times(tmp_path):
     with EventFiles(tmp_path, HISTORY[:2], steps_per_epoch=15) as files:
         files.append(HISTORY[2])
     (path,) = (tmp_path / "test").iterdir()
@@ -89,9 +105,11 @@ def test_epochs_are_as_far_apart_as_training_took(tmp_path):
     assert [later - dates[0] for later in dates] == pytest.approx([0, 2, 4])
 
 
-def test_what_cannot_be_written_is_said_in_one_line(tmp_path):
+def test_write_errors(tmp_path):
     (tmp_path / "tensorboard").touch()
-    with pytest.raises(CnnJaxError, match=r"cannot write .*tensorboard \(Not a directory\): mend that, and go on"):
+    with pytest.raises(
+        CnnJaxError, match=r"cannot write .*tensorboard \(Not a directory\): fix this, then rerun with --resume"
+    ):
         EventFiles(tmp_path / "tensorboard", [], steps_per_epoch=15)
 
 
@@ -101,22 +119,22 @@ def squares(dataset, monkeypatch):
     return Config(epochs=2, batch_size=10, dataset="squares", tensorboard=True)
 
 
-def test_a_run_writes_what_its_history_says(tmp_path, squares):
+def test_a_run_writes_its_history(tmp_path, squares):
     fit(dataclasses.replace(squares, epochs=1), tmp_path)
-    run = fit(squares, tmp_path, resume=True)
+    run = continue_run(squares, tmp_path)
     assert read_scalars(tmp_path / "tensorboard") == expected(run.history, 5)
-    fit(dataclasses.replace(squares, epochs=3, tensorboard=False), tmp_path, resume=True)
-    run = fit(dataclasses.replace(squares, epochs=4), tmp_path, resume=True)
+    continue_run(dataclasses.replace(squares, epochs=3, tensorboard=False), tmp_path)
+    run = continue_run(dataclasses.replace(squares, epochs=4), tmp_path)
     assert read_scalars(tmp_path / "tensorboard") == expected(run.history, 5)
 
 
-def test_without_being_asked_for_there_are_none(tmp_path, squares):
+def test_off_by_default(tmp_path, squares):
     run = fit(dataclasses.replace(squares, epochs=1, tensorboard=False), tmp_path / "run")
     assert not (run.workdir / "tensorboard").exists()
 
 
-def test_without_tensorboardx_nothing_begins(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # as where it is not installed
+def test_missing_tensorboardx_is_reported_before_the_run_starts(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)  # as if not installed
     with pytest.raises(UsageError, match=r"needs the package tensorboardX: pip install -e '\.\[tensorboard\]'"):
         fit(Config(dataset="digits", tensorboard=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()

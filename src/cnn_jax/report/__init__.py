@@ -1,1 +1,1 @@
-"""What people look at: lines, tables and pictures."""
+"""Output for people: console lines, tables, plots, the HTML report and TensorBoard files."""

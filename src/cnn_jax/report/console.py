@@ -1,4 +1,4 @@
-"""What a person watching the terminal sees."""
+"""Progress in the terminal."""
 
 import os
 import sys
@@ -12,9 +12,9 @@ from cnn_jax.training.loop import ChunkReport
 
 
 class EpochPrinter:
-    """Prints a line an epoch on standard output and, where standard error is a terminal, draws a bar there.
+    """Prints one line per epoch to standard output and, if standard error is a terminal, shows a progress bar there.
 
-    A context manager: leaving it takes the bar away.
+    A context manager: leaving it removes the bar.
     """
 
     def __init__(self, epochs: int):
@@ -23,38 +23,36 @@ class EpochPrinter:
         self._console = Console(stderr=True)
 
     def chunk(self, report: ChunkReport) -> None:
-        """Show how far the epoch has come."""
+        """Show the progress within the epoch."""
         if not self._console.is_terminal:
             return
         if self._bar is None:
-            # Gone when the epoch is done; and standard output stays as it is, for it may be no terminal.
+            # Removed at the end of the epoch. Standard output is not redirected: it may not be a terminal.
             self._bar = Progress(
                 TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[metrics]}"),
                 console=self._console,
                 transient=True,
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
-            self._task = self._bar.add_task("", epoch=report.epoch + 1, epochs=self._epochs, figures="")
+            self._task = self._bar.add_task("", epoch=report.epoch + 1, epochs=self._epochs, metrics="")
             self._bar.start()
         if report.steps_done:
-            metrics = report.metrics
-            figures = (
-                f"loss {float(metrics.loss) / report.steps_done:.4f} "
-                f"accuracy {int(metrics.num_correct) / int(metrics.num_examples):.4f}"
-            )
-            self._bar.update(self._task, completed=report.steps_done, total=report.steps, figures=figures)
+            loss = float(report.metrics.loss) / report.steps_done
+            accuracy = int(report.metrics.num_correct) / int(report.metrics.num_examples)
+            text = f"loss {loss:.4f} accuracy {accuracy:.4f}"
+            self._bar.update(self._task, completed=report.steps_done, total=report.steps, metrics=text)
 
     def epoch(self, record: EpochRecord) -> None:
-        """Print the epoch's line."""
+        """Print the line of an epoch."""
         self._remove_bar()
         try:
             print(record, flush=True)
-        except BrokenPipeError:  # whoever read the lines has enough of them: training goes on
+        except BrokenPipeError:  # the reader closed the pipe: training continues
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def __enter__(self) -> Self:

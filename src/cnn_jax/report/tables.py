@@ -1,11 +1,13 @@
-"""A network's answers, counted class by class, as text."""
+"""Metrics as text."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from sklearn.metrics import classification_report, confusion_matrix
 
 from cnn_jax.errors import printable
+from cnn_jax.training.history import EpochRecord
 
 
 def class_table(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> str:
@@ -13,8 +15,8 @@ def class_table(labels: np.ndarray, predictions: np.ndarray, class_names: Sequen
 
     Args:
         labels: int ``[N]``, the true classes.
-        predictions: int ``[N]``, the predicted ones.
-        class_names: by class; printed as ``printable`` gives them.
+        predictions: int ``[N]``, the predicted classes.
+        class_names: one name per class, printed with control characters escaped.
     """
     names = [printable(name) for name in class_names]
     return classification_report(
@@ -23,32 +25,54 @@ def class_table(labels: np.ndarray, predictions: np.ndarray, class_names: Sequen
 
 
 def confused_pairs(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], most: int = 5) -> str:
-    """The pairs of classes most often taken one for the other, a line each, most often first.
+    """The most frequently confused pairs of classes, one per line, in descending order.
 
     Args:
         labels: int ``[N]``, the true classes.
-        predictions: int ``[N]``, the predicted ones.
-        class_names: by class; printed as ``printable`` gives them.
-        most: lines.
+        predictions: int ``[N]``, the predicted classes.
+        class_names: one name per class, printed with control characters escaped.
+        most: the maximum number of pairs.
     """
     counts = confusion_matrix(labels, predictions, labels=range(len(class_names)))
     supports = counts.sum(axis=1)
     names = [printable(name) for name in class_names]
     lines = [
-        f"  {names[true]} taken for {names[predicted]}: {times} of {supports[true]}"
+        f"  {names[true]} predicted as {names[predicted]}: {times} of {supports[true]}"
         for true, predicted, times in most_confused(counts, most)
     ]
     return "\n".join(["most confused:", *lines]) if lines else "most confused: none"
 
 
 def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:
-    """The largest numbers of a confusion matrix off its diagonal: true class, predicted class, and how often.
+    """The largest off-diagonal entries of a confusion matrix, as (true class, predicted class, count).
 
     Args:
         counts: int ``[classes, classes]``, by true and predicted class.
-        most: pairs; those that never were confused are none.
+        most: the maximum number of entries; zeros are omitted.
     """
     mistakes = counts - np.diag(np.diag(counts))
     cells = np.argsort(-mistakes, axis=None, kind="stable")[:most]
     pairs = np.transpose(np.unravel_index(cells, counts.shape)).tolist()
     return [(true, predicted, int(mistakes[true, predicted])) for true, predicted in pairs if mistakes[true, predicted]]
+
+
+def metrics_by_split(record: EpochRecord, steps_per_epoch: int) -> dict[str, dict[str, float]]:
+    """The loss and accuracy of an epoch on each split that has them: train, then validation or test.
+
+    Args:
+        record: the epoch.
+        steps_per_epoch: the number of steps to average the training loss over.
+    """
+    splits = {
+        "train": (record.loss / steps_per_epoch, record.train_accuracy),
+        "validation": (record.validation_loss, record.validation_accuracy),
+        "test": (record.test_loss, record.test_accuracy),
+    }
+    return {name: {"loss": loss, "accuracy": acc} for name, (loss, acc) in splits.items() if acc is not None}
+
+
+def format_metric(value: float, digits: int = 4) -> str:
+    """A number with a fixed number of decimal places, or in scientific notation if it is large."""
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{value:.{digits}f}" if value < 1e5 else f"{value:.3g}"
