@@ -3,10 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from cnn_jax import cli
 from cnn_jax.errors import printable
@@ -56,6 +53,7 @@ def main(args: Sequence[str]) -> int:
 def _load(run: "Run", flags: EvaluateFlags) -> "Dataset":
     """Load the run's dataset or the one that the flags name, with the run's settings otherwise."""
     from cnn_jax import data
+    from cnn_jax.data import folder
 
     config = dataclasses.replace(run.config, data_dir=flags.data_dir or run.config.data_dir)
     if flags.dataset is None:
@@ -67,15 +65,12 @@ def _load(run: "Run", flags: EvaluateFlags) -> "Dataset":
         image_size=run.image_shape[:2] if is_folder else None,
         channels=run.image_shape[2] if is_folder else None,
         skip_unreadable=flags.skip_unreadable,
+        validation_fraction=0.0,  # the test split does not depend on it
     )
-    dataset = data.load(config)
-    has_test_split = is_folder and Path(dataset.name.removeprefix("folder:"), "test").is_dir()
-    if not is_folder or has_test_split or dataset.name == run.config.dataset:
-        return dataset
-    # The network was not trained on this folder: all of its images can be used.
-    splits = (dataset.train, dataset.test)
-    images, labels = (np.concatenate(arrays) for arrays in zip(*((s.images, s.labels) for s in splits), strict=True))
-    return dataclasses.replace(dataset, test=data.Split(images, labels))
+    path = flags.dataset.removeprefix("folder:")
+    if is_folder and path and not folder.has_splits(path) and folder.dataset_name(path) != run.config.dataset:
+        return folder.load_unsplit(path, config)  # the network was not trained on any of these images
+    return data.load(config)
 
 
 if __name__ == "__main__":

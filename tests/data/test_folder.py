@@ -188,10 +188,23 @@ def test_too_few_for_validation(root):
     )
 
 
+def test_all_images_without_a_split(root):
+    put_split(root, {".": {"a": 1, "b": 3}})
+    for index in range(2):
+        put(root, f"c/{index}.png", grey(9))
+    config = Config(dataset=f"folder:{root}")
+    assert not folder.has_splits(str(root))
+    dataset = folder.load_unsplit(str(root), config)
+    assert dataset.name == folder.dataset_name(str(root)) == config.dataset
+    assert numbers(dataset.test) == [0, 1, 2, 3, 9, 9]
+    assert dataset.test.labels.tolist() == [0, 1, 1, 1, 2, 2]
+
+
 @pytest.mark.parametrize("name", ["val", "validation"])
 def test_its_own_validation_split(root, name):
     put_split(root, {"train": {"a": 1, "b": 1}, name: {"a": 2, "b": 1}, "test": {"a": 1, "b": 1}})
     dataset = load(root)
+    assert folder.has_splits(str(root))
     assert list(dataset.splits) == ["train", "validation", "test"]
     assert [numbers(split) for split in dataset.splits.values()] == [[0, 1], [2, 3, 4], [5, 6]]
     assert dataset.validation.labels.tolist() == [0, 0, 1]

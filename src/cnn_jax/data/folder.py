@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -65,19 +65,11 @@ def load(path: str, config: Config) -> Dataset:
     Raises:
         UsageError: the folder does not have this structure, or contains files that cannot be read.
     """
-    root = expanded(path).absolute()
+    root = _root(path)
     folders = _split_folders(root)
     if config.validation_fraction and "validation" in folders:
-        raise own_validation(f"folder:{root}")
-    class_names = _class_names(root, list(folders.values()))
-    min_images = 1 if len(folders) > 1 else 2
-    class_folders = [folder / name for folder in folders.values() for name in class_names]
-    paths = [_visible(folder) for folder in class_folders]
-    _check_counts(class_folders, map(len, paths), min_images)
-    images, digests, readable = _images(root, list(itertools.chain.from_iterable(paths)), config)
-    index = np.repeat(np.arange(len(class_folders)), list(map(len, paths)))[readable]
-    _check_counts(class_folders, np.bincount(index, minlength=len(class_folders)), min_images)
-    part, labels = np.divmod(index.astype(np.int32), len(class_names))
+        raise own_validation(dataset_name(path))
+    class_names, images, labels, part, digests = _read(root, folders, config, min_images=1 if len(folders) > 1 else 2)
     if len(folders) > 1:
         selected = {split: np.flatnonzero(part == number) for number, split in enumerate(folders)}
     else:
@@ -94,7 +86,51 @@ def load(path: str, config: Config) -> Dataset:
     if config.validation_fraction:
         hold_out("validation", config.validation_fraction)
     splits = {split: Split(images[indices], labels[indices]) for split, indices in selected.items()}
-    return Dataset(f"folder:{root}", **splits, class_names=class_names)
+    return Dataset(dataset_name(path), **splits, class_names=class_names)
+
+
+def load_unsplit(path: str, config: Config) -> Dataset:
+    """Read ``CLASS/`` of a folder without holding anything out: all images are in the test split, and in ``train``.
+
+    This is for evaluating a network that was not trained on them. See ``load``.
+    """
+    root = _root(path)
+    class_names, images, labels, _, _ = _read(root, {"train": root}, config, min_images=1)
+    split = Split(images, labels)
+    return Dataset(dataset_name(path), split, split, class_names)
+
+
+def dataset_name(path: str) -> str:
+    """The name of the dataset in a folder."""
+    return f"folder:{_root(path)}"
+
+
+def has_splits(path: str) -> bool:
+    """Whether a folder has folders for its splits. Raises ``UsageError`` if it cannot be read."""
+    return len(_split_folders(_root(path))) > 1
+
+
+def _root(path: str) -> Path:
+    return expanded(path).absolute()
+
+
+def _read(
+    root: Path, folders: Mapping[str, Path], config: Config, min_images: int
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """All images of the splits' folders.
+
+    Returns:
+        The class names; and of each image its pixels, its label, the index of its split, and its file's digest.
+    """
+    class_names = _class_names(root, list(folders.values()))
+    class_folders = [folder / name for folder in folders.values() for name in class_names]
+    paths = [_visible(folder) for folder in class_folders]
+    _check_counts(class_folders, map(len, paths), min_images)
+    images, digests, readable = _images(root, list(itertools.chain.from_iterable(paths)), config)
+    index = np.repeat(np.arange(len(class_folders)), list(map(len, paths)))[readable]
+    _check_counts(class_folders, np.bincount(index, minlength=len(class_folders)), min_images)
+    part, labels = np.divmod(index.astype(np.int32), len(class_names))
+    return class_names, images, labels, part, digests
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
