@@ -202,7 +202,7 @@ def call(command, monkeypatch, capsys, *words):
         (["fashion_mnist"], "unknown argument 'fashion_mnist'; see"),
         (["--dataset", "fashion-mnist"], "did you mean 'fashion_mnist'?"),
         (["--dataset", "Digits"], "did you mean 'digits'?"),
-        (["--dataset", "tfds:"], "unknown data set 'tfds:'"),
+        (["--dataset", "tfds:"], "unknown dataset 'tfds:'"),
         (["--dataset", "digits", "--model", "cmn"], "unknown model 'cmn'; did you mean 'cnn'?"),
         (["--config", "tutorail"], "did you mean 'tutorial'?"),
         (["--config", "no/such.yaml"], "cannot read the config no/such.yaml: No such file or directory"),

@@ -24,5 +24,5 @@ def test_single_batch_errors_in_one_line(tmp_path):
     words = [sys.executable, SCRIPTS / "single_batch.py", "--dataset", "digit"]
     walked = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert walked.returncode == 2
-    assert walked.stderr.startswith("error: unknown data set 'digit'; did you mean 'digits'?")
+    assert walked.stderr.startswith("error: unknown dataset 'digit'; did you mean 'digits'?")
     assert walked.stderr.count("\n") == 1

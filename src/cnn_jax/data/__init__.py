@@ -27,10 +27,11 @@ def load(config: Config) -> Dataset:
         UsageError: there is no such dataset, its files are damaged or unsuitable, or a setting does not apply to it.
         CnnJaxError: the files are not on disk and cannot be downloaded.
     """
-    if config.dataset.startswith("folder:") and config.dataset != "folder:":
-        return folder.load(config.dataset.removeprefix("folder:"), config)
+    kind, _, path = config.dataset.partition(":")
+    if kind == "folder" and path:
+        return folder.load(path, config)
     for setting in folder.SETTINGS:
-        if getattr(config, setting):
+        if getattr(config, setting) and kind != "folder":
             raise UsageError(f"{setting} applies to folder:PATH only, not to {config.dataset}: leave it out")
     dataset = _load(config.dataset, data_dir(config), config.split_seed)
     return with_validation(dataset, config.validation_fraction, config.split_seed)

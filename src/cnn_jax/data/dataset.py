@@ -108,7 +108,7 @@ class Dataset:
     def sha256(self) -> str:
         """The SHA-256 digest of all splits, in hexadecimal: of their images and labels in order, and the class names.
 
-        It is computed on every access, because the arrays can be modified in place. That takes about a second per
+        It is computed on every access, because the arrays can be modified in place. That takes one or two seconds per
         gigabyte of images, and no additional memory if they are contiguous.
         """
         digest = hashlib.sha256(repr((self.image_shape, self.class_names)).encode(errors="surrogatepass"))
