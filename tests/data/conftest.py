@@ -1,4 +1,4 @@
-"""Small data sets of the MNIST family's form, and a server on 127.0.0.1 that has their files."""
+"""Small datasets in the format of MNIST and its relatives, and a server on 127.0.0.1 with their files."""
 
 import contextlib
 import gzip
@@ -34,14 +34,14 @@ def idx_bytes() -> Callable[..., bytes]:
 
 @pytest.fixture
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever stands between this machine and the network does not stand between it and itself."""
+    """Makes requests to this machine without a proxy."""
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture
 def server(no_proxy: None) -> Iterator[SimpleNamespace]:
-    """Serves ``bodies`` (by path) and notes what was ``asked``.
+    """Serves ``bodies`` (by path) and records the paths that were requested in ``asked``.
 
     A number is answered as that status; an iterator's pieces are sent one by one, until it ends or the client hangs up,
     and how many were is added to ``sent``.
@@ -90,7 +90,7 @@ def server(no_proxy: None) -> Iterator[SimpleNamespace]:
 
 @pytest.fixture
 def closed_url(no_proxy: None) -> str:
-    """The address of a server that is down."""
+    """The URL of a server that is down."""
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{reserved.getsockname()[1]}"
@@ -98,7 +98,7 @@ def closed_url(no_proxy: None) -> str:
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Stands in for the catalogue: every family by its name, but small, and with its files at ``fakes.url``.
+    """Replaces the datasets of tensorflow-datasets with small ones, with their files at ``fakes.url``.
 
     ``files[name][part]`` are a file's unpacked bytes, ``arrays[name][part]`` what they hold;
     ``put(name, directory, form)`` writes a family's files in one of the forms they are found in.
@@ -147,7 +147,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.fixture
 def served(fakes: SimpleNamespace, server: SimpleNamespace) -> SimpleNamespace:
-    """The server, with all the families' files."""
+    """The server, with the files of all datasets."""
     fakes.url = server.url
     server.bodies = {
         f"/{name}/{part}.gz": body for name, parts in fakes.gzipped.items() for part, body in parts.items()

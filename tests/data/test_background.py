@@ -4,9 +4,9 @@ import pytest
 from cnn_jax.data import background
 
 
-def picture(around, thing):
+def picture(around, foreground):
     image = np.full((28, 28, 1), around, np.uint8)
-    image[5:, 8:20] = thing  # down to the lower border
+    image[5:, 8:20] = foreground  # down to the lower border
     return image
 
 
@@ -20,7 +20,7 @@ def test_colour_channels_count_together():
 
 
 @pytest.mark.parametrize(("light_ones", "dark"), [(0, True), (9, True), (11, False), (100, False)])
-def test_a_data_set_is_dark_if_nearly_all_images_are(light_ones, dark):
+def test_a_dataset_is_dark_if_nearly_all_images_are(light_ones, dark):
     images = np.stack([picture(255, 0)] * light_ones + [picture(0, 255)] * (100 - light_ones))
     assert background.is_dark(images) is dark
 

@@ -23,7 +23,7 @@ def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
-def test_what_is_put_is_what_is_got(directory):
+def test_put_and_get(directory):
     cache = ImageCache(directory)
     assert cache.get("a", 6) is None
     cache.put("a", images(7), READABLE)
@@ -34,7 +34,7 @@ def test_what_is_put_is_what_is_got(directory):
     assert cache.get("a", 7) is None
 
 
-def test_it_is_the_users_own(directory):
+def test_private_to_the_user(directory):
     ImageCache(directory).put("a", images(), READABLE)
     assert directory.stat().st_mode & 0o777 == 0o700
     directory.chmod(0o770)
@@ -52,8 +52,8 @@ def test_links_and_pipes_are_not_read(directory):
     assert cache.get("pipe", 6) is None
 
 
-def test_those_not_used_for_longest_are_removed(directory):
-    cache = ImageCache(directory, max_bytes=3500)  # four entries of 1,000 bytes for the pixels are more
+def test_least_recently_used_entries_are_removed(directory):
+    cache = ImageCache(directory, max_bytes=3500)  # less than four entries
     for age, name in enumerate("cba", start=1):
         cache.put(name, images(), READABLE)
         os.utime(directory / f"{name}.npy", (age, age))
@@ -65,14 +65,14 @@ def test_those_not_used_for_longest_are_removed(directory):
     assert names(directory) == ["e.npy"]
 
 
-def test_what_does_not_fit_is_not_kept(directory):
+def test_entries_larger_than_the_cache_are_not_stored(directory):
     cache = ImageCache(directory, max_bytes=10_000)
     cache.put("a", images(), READABLE)
     cache.put("b", np.zeros((6, 100, 100, 1), np.uint8), READABLE)
     assert names(directory) == ["a.npy"]
 
 
-def test_what_a_killed_process_left_is_removed(directory):
+def test_temporary_files_of_a_killed_process_are_removed(directory):
     cache = ImageCache(directory)
     cache.put("a", images(), READABLE)
     (directory / ".tmp-killed").mkdir()
@@ -81,7 +81,7 @@ def test_what_a_killed_process_left_is_removed(directory):
     assert names(directory) == ["a.npy", "b.npy"]
 
 
-def test_what_another_process_is_writing_is_kept(directory):
+def test_temporary_files_of_a_running_process_are_kept(directory):
     cache = ImageCache(directory)
     cache.put("a", images(), READABLE)
     with temporary_directory(directory):  # holds the lock, as another process would
@@ -90,7 +90,7 @@ def test_what_another_process_is_writing_is_kept(directory):
         assert ".tmp-other" in names(directory)
 
 
-def test_many_at_once_leave_one_whole_file(directory):
+def test_concurrent_writers(directory):
     cache = ImageCache(directory)
     cache.put("a", images(), READABLE)
     with ThreadPoolExecutor(8) as pool:

@@ -77,7 +77,7 @@ def test_auto_falls_back_and_says_so(fakes, closed_url, tmp_path, caplog):
     assert "\n" not in message
 
 
-def test_auto_does_not_pass_over_damaged_files(fakes, closed_url, tmp_path, caplog):
+def test_auto_does_not_ignore_damaged_files(fakes, closed_url, tmp_path, caplog):
     fakes.url = closed_url
     (tmp_path / PARTS[0]).write_bytes(b"damaged")
     with pytest.raises(UsageError, match="is damaged or not fashion_mnist's"):
@@ -85,7 +85,7 @@ def test_auto_does_not_pass_over_damaged_files(fakes, closed_url, tmp_path, capl
     assert caplog.records == []
 
 
-def test_auto_does_not_pass_over_a_wrong_download(served, tmp_path, caplog):
+def test_auto_does_not_ignore_a_wrong_download(served, tmp_path, caplog):
     served.bodies[f"/fashion_mnist/{PARTS[1]}.gz"] = b"something else"
     with pytest.raises(CnnJaxError, match="sent another file"):
         load("auto", tmp_path)

@@ -28,7 +28,7 @@ def test_fetch(server, tmp_path):
 
 
 @pytest.mark.parametrize("status", [404, 500, 503])
-def test_refusal_is_final(server, tmp_path, status):
+def test_http_errors_are_not_retried(server, tmp_path, status):
     server.bodies["/file.gz"] = status
     with pytest.raises(DownloadError, match=f"/file.gz: HTTP status {status};"):
         fetch(expected(f"{server.url}/file.gz"), tmp_path / "new", "set")
@@ -36,7 +36,7 @@ def test_refusal_is_final(server, tmp_path, status):
     assert not (tmp_path / "new").exists()
 
 
-def test_server_that_is_down_is_known_soon(closed_url, tmp_path):
+def test_server_that_is_down_fails_fast(closed_url, tmp_path):
     start = time.monotonic()
     with pytest.raises(DownloadError, match=r"/file.gz: no connection;"):
         fetch(expected(f"{closed_url}/file.gz"), tmp_path, "set")
@@ -52,7 +52,7 @@ def test_server_that_never_answers(no_proxy, tmp_path):
         assert time.monotonic() - start < 2
 
 
-def test_time_out_holds_where_requests_has_none(server, tmp_path, monkeypatch):
+def test_timeout_of_name_resolution(server, tmp_path, monkeypatch):
     look_up = socket.getaddrinfo
 
     def slow(*arguments, **options):
@@ -107,11 +107,11 @@ def test_no_more_is_received_than_expected(server, tmp_path):
     while not server.sent and time.monotonic() < until:
         time.sleep(0.01)
     (sent,) = server.sent
-    assert sent < 1 << 24  # what the system holds on the way
+    assert sent < 1 << 24  # buffers of the operating system
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_connection_that_breaks(no_proxy, tmp_path):
+def test_lost_connection(no_proxy, tmp_path):
     def serve(listening):
         connection, _ = listening.accept()
         with connection:
@@ -127,7 +127,7 @@ def test_a_connection_that_breaks(no_proxy, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_encrypted_if_it_can_be_had(server, closed_url, tmp_path):
+def test_https_is_tried_first(server, closed_url, tmp_path):
     server.bodies["/first/file.gz"] = server.bodies["/second/file.gz"] = b"content"
     url_infos = expected(f"{server.url}/second/file.gz")
     fetch(url_infos, tmp_path, "set", https={f"{server.url}/second/": f"{server.url}/first/"})
@@ -135,7 +135,7 @@ def test_encrypted_if_it_can_be_had(server, closed_url, tmp_path):
     assert server.asked == ["/first/file.gz", "/second/file.gz"]
 
 
-def test_what_a_killed_process_left_is_removed(server, tmp_path):
+def test_temporary_files_of_a_killed_process_are_removed(server, tmp_path):
     server.bodies["/file.gz"] = b"content"
     (tmp_path / ".tmp-killed").mkdir()
     (tmp_path / ".tmp-killed" / "file.gz").write_bytes(b"con")
@@ -143,7 +143,7 @@ def test_what_a_killed_process_left_is_removed(server, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_what_another_process_is_writing_is_kept(server, tmp_path):
+def test_temporary_files_of_a_running_process_are_kept(server, tmp_path):
     server.bodies["/file.gz"] = b"content"
     with temporary_directory(tmp_path):  # holds the lock, as another process would
         (tmp_path / ".tmp-other").mkdir()
@@ -170,7 +170,7 @@ def test_through_a_proxy(server, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("sent", [b"", b"CONTENT", b"content and more", b"<html>Log in to the network</html>"])
-def test_what_is_sent_is_verified(server, tmp_path, sent):
+def test_downloads_are_verified(server, tmp_path, sent):
     server.bodies["/good.gz"] = b"good"
     server.bodies["/bad.gz"] = sent
     url_infos = expected(f"{server.url}/good.gz", b"good") | expected(f"{server.url}/bad.gz", b"content")

@@ -32,7 +32,7 @@ def root(tmp_path):
 
 
 def put(root, name, image, **options):
-    """Write an image, or the bytes that are given for one."""
+    """Write an image, or bytes instead of one."""
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(image, bytes):
@@ -53,7 +53,7 @@ def grey(value, size=(4, 3)):
 
 
 def put_split(root, counts, image=grey):
-    """Images of each class of both parts; the first pixels number them."""
+    """Write images of each class of each split; their first pixels are consecutive numbers."""
     number = 0
     for part, classes in counts.items():
         for name, count in classes.items():
@@ -78,7 +78,7 @@ def refusal(root, **settings):
     return message
 
 
-# What is found
+# Structure
 
 
 def test_train_and_test(root, capfd, caplog):
@@ -231,7 +231,7 @@ def test_a_relative_path_becomes_absolute(root, monkeypatch):
     assert load("~/pictures").name == f"folder:{root}"
 
 
-def test_hidden_files_and_what_lies_beside_the_classes_is_passed_over(root):
+def test_hidden_files_and_files_next_to_the_classes_are_ignored(root):
     put_split(root, {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}})
     for name in ("README", "train/labels.csv", "train/a/.DS_Store", "test/b/Thumbs.db", "test/b/desktop.ini"):
         put(root, name, b"text")
@@ -242,7 +242,7 @@ def test_hidden_files_and_what_lies_beside_the_classes_is_passed_over(root):
     assert (numbers(dataset.train), numbers(dataset.test)) == ([0, 1], [2, 3])
 
 
-def test_a_class_may_be_called_train(root):
+def test_a_class_named_train(root):
     put_split(root, {".": {"bus": 2, "train": 2}})
     assert load(root).class_names == ("bus", "train")
 
@@ -293,7 +293,7 @@ def test_grey_in_three_channels(root):
     np.testing.assert_array_equal(dataset.train.images, np.stack([grey(0), grey(1)])[..., np.newaxis].repeat(3, axis=3))
 
 
-def test_brought_to_a_size(root):
+def test_resized(root):
     put(root, "a/0.png", grey(10, (8, 9)))
     put(root, "a/1.png", grey(10, (3, 2)))
     put(root, "b/0.jpg", grey(10, (50, 30)))
@@ -303,7 +303,7 @@ def test_brought_to_a_size(root):
     np.testing.assert_allclose(np.concatenate([dataset.train.images, dataset.test.images]), 10, atol=2)
 
 
-def test_sizes_that_differ(root):
+def test_different_sizes(root):
     put_split(root, {".": {"a": 2, "b": 2}})
     put(root, "b/zebra.png", grey(0, (5, 3)))
     message = refusal(root)
@@ -312,7 +312,7 @@ def test_sizes_that_differ(root):
     assert message.endswith("such as --image-size 64 64")
 
 
-def test_sizes_are_compared_as_seen(root):
+def test_sizes_are_compared_after_rotation(root):
     sideways = Image.Exif()
     sideways[0x0112] = 6
     put_split(root, {".": {"a": 2, "b": 2}})
@@ -320,7 +320,7 @@ def test_sizes_are_compared_as_seen(root):
     assert load(root).image_shape == (4, 3, 1)
 
 
-def test_settings_of_folders_alone(root, tmp_path):
+def test_settings_of_folders_only(root, tmp_path):
     for settings in ({"image_size": (4, 4)}, {"channels": 1}, {"skip_unreadable": True}):
         (name,) = settings
         for dataset in ("digits", "auto", "tfds:cifar10", "fashion_mnist"):
@@ -330,11 +330,11 @@ def test_settings_of_folders_alone(root, tmp_path):
                 data.load(Config(dataset=dataset, data_dir=str(tmp_path), **settings))
 
 
-# What cannot be read
+# Errors
 
 
 @pytest.fixture
-def spoilt(root):
+def damaged_root(root):
     put_split(root, {".": {"a": 5, "b": 5}})
     put(root, "a/text.png", b"text")
     put(root, "a/truncated.png", put(root, "b/000.png", grey(5)).read_bytes()[:45])
@@ -343,54 +343,52 @@ def spoilt(root):
     return root
 
 
-def test_unreadable_files_are_named(spoilt):
-    assert refusal(spoilt) == (
-        f"cannot read {spoilt / 'b' / 'folder'}: not a regular file; remove it or use --skip-unreadable"
+def test_unreadable_files_are_named(damaged_root):
+    assert refusal(damaged_root) == (
+        f"cannot read {damaged_root / 'b' / 'folder'}: not a regular file; remove it or use --skip-unreadable"
     )
-    (spoilt / "b" / "folder").rename(spoilt / ".folder")
+    (damaged_root / "b" / "folder").rename(damaged_root / ".folder")
     for name, wrong in {
         "a/text.png": "is not a PNG, JPEG, WebP or BMP image",
         "a/truncated.png": "cannot be decoded: ",
         "b/annotation.txt": "is not a PNG, JPEG, WebP or BMP image",
     }.items():
-        message = refusal(spoilt)
-        assert message.startswith(f"{spoilt / name} {wrong}")
+        message = refusal(damaged_root)
+        assert message.startswith(f"{damaged_root / name} {wrong}")
         assert message.endswith("; remove it or use --skip-unreadable")
-        (spoilt / name).rename(spoilt / f".{name.replace('/', '-')}")
-    dataset = load(spoilt)
+        (damaged_root / name).rename(damaged_root / f".{name.replace('/', '-')}")
+    dataset = load(damaged_root)
     assert len(dataset.train) + len(dataset.test) == 10
 
 
-def test_unreadable_files_are_left_out_and_counted_each_time(spoilt, caplog):
+def test_unreadable_files_are_skipped_and_counted_each_time(damaged_root, caplog):
     for _ in range(2):
-        dataset = load(spoilt, skip_unreadable=True)
+        dataset = load(damaged_root, skip_unreadable=True)
         assert sorted(numbers(dataset.train) + numbers(dataset.test)) == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
         (record,) = caplog.records
         assert (record.name, record.levelno) == ("cnn_jax", logging.WARNING)
         assert record.getMessage() == (
-            f"skipped 4 of the 14 files of {spoilt}, which cannot be read as images; the first is "
-            f"{spoilt / 'a' / 'text.png'}"
+            f"skipped 4 of the 14 files of {damaged_root}, which cannot be read as images; the first is "
+            f"{damaged_root / 'a' / 'text.png'}"
         )
         caplog.clear()
-    assert "b/folder: not a regular file" in refusal(
-        spoilt
-    )  # what was kept of the one setting is not used for the other
+    assert "b/folder: not a regular file" in refusal(damaged_root)  # the cache of one setting is not used for the other
 
 
-def test_nothing_left_of_a_class(root, caplog):
+def test_no_readable_image_of_a_class(root, caplog):
     put_split(root, {"train": {"a": 2, "b": 2}, "test": {"a": 2}})
     put(root, "test/b/0.png", b"text")
     message = refusal(root, skip_unreadable=True)
     assert message == f"{root / 'test' / 'b'} has too few readable images, 0: every class needs at least 1"
 
 
-def test_nothing_left_at_all(root):
+def test_no_readable_image(root):
     for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
         put(root, name, b"text")
     assert refusal(root, skip_unreadable=True) == f"none of the 4 files of {root} can be read as an image"
 
 
-def test_a_bomb(root):
+def test_a_decompression_bomb(root):
     put_split(root, {".": {"a": 2, "b": 2}})
     header = bytearray(put(root, "b/bomb.png", grey(0)).read_bytes())
     header[16:24] = b"\0\0\xff\xff\0\0\xff\xff"
@@ -400,7 +398,7 @@ def test_a_bomb(root):
         assert refusal(root, **settings).startswith(f"{root / 'b' / 'bomb.png'} is too large")
 
 
-def test_names_that_a_terminal_would_obey(root):
+def test_control_sequences_in_names(root):
     put_split(root, {".": {"a": 2, "b": 2}})
     put(root, "b/\x1b[31m\nred.png", b"text")
     assert r"b/\x1b[31m\nred.png is not a PNG" in refusal(root)
@@ -411,7 +409,7 @@ def test_names_that_a_terminal_would_obey(root):
 
 @contextlib.contextmanager
 def unprivileged():
-    """Makes the process one that permissions bind, as they do not root's."""
+    """Run as a user other than root, to whom permissions apply."""
     user = os.geteuid()
     if not user:
         os.seteuid(65534)
@@ -422,11 +420,11 @@ def unprivileged():
 
 
 def test_no_permission():
-    with tempfile.TemporaryDirectory() as name:  # one that is not root's own
+    with tempfile.TemporaryDirectory() as name:  # accessible to other users
         root = Path(name)
         root.chmod(0o755)
         put_split(root, {".": {"a": 2, "b": 2}})
-        load(root)  # so that all is imported, which perhaps lies where root alone can read
+        load(root)  # import everything first, as the packages may be readable for root only
         (root / "a" / "001.png").chmod(0)
         with unprivileged():
             assert refusal(root).startswith(f"cannot read {root}/a/001.png: Permission denied; remove it or use")
@@ -449,7 +447,7 @@ def test_no_folder(tmp_path, path, wrong):
     assert refusal(tmp_path / path) == wrong.format(tmp_path / path)
 
 
-def test_nobodys_home():
+def test_unknown_home_directory():
     assert refusal("~nobody-of-this-name/x").startswith("the home directory in ~nobody-of-this-name/x is unknown: ")
 
 
@@ -499,14 +497,14 @@ def test_no_path(name):
         ),
     ],
 )
-def test_folders_of_another_form(root, files, wrong):
+def test_unsuitable_folders(root, files, wrong):
     root.mkdir()
     for file in files:
         put(root, file, grey(0) if file.endswith(".png") else b"")
     assert refusal(root).startswith(wrong.format(root))
 
 
-def test_more_than_there_is_memory(root, monkeypatch):
+def test_not_enough_memory(root, monkeypatch):
     put_split(root, {".": {"a": 2, "b": 2}})
     monkeypatch.setattr(np, "empty", lambda *_: (_ for _ in ()).throw(MemoryError))
     assert refusal(root, image_size=(20, 30)) == (
@@ -514,12 +512,12 @@ def test_more_than_there_is_memory(root, monkeypatch):
     )
 
 
-# What is kept
+# Cache
 
 
 @pytest.fixture
 def kept(root):
-    """A folder whose images have been decoded, and the file they are kept in."""
+    """A folder whose images are cached, and the cache file."""
     put_split(root, {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
     load(root)
     (cache,) = (user_cache() / "folders").iterdir()
@@ -528,7 +526,7 @@ def kept(root):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """The files that are decoded from now on."""
+    """The files that are decoded after this fixture is set up."""
     paths = []
     read = folder.read_image
     monkeypatch.setattr(
@@ -537,7 +535,7 @@ def decoded(monkeypatch):
     return paths
 
 
-def test_the_second_time_nothing_is_decoded(kept, decoded):
+def test_cached_images_are_not_decoded_again(kept, decoded):
     root, _ = kept
     dataset = load(root)
     assert decoded == []
@@ -548,7 +546,7 @@ def test_the_second_time_nothing_is_decoded(kept, decoded):
     assert decoded == []
 
 
-def test_whatever_changes_is_decoded_anew(kept, decoded):
+def test_changed_files_or_settings_are_decoded_again(kept, decoded):
     root, _ = kept
     path = root / "train" / "b" / "001.png"
     content = path.read_bytes()
@@ -568,7 +566,7 @@ def test_whatever_changes_is_decoded_anew(kept, decoded):
         assert len(decoded) == before + 6
 
 
-def test_another_pillow_may_decode_otherwise(kept, decoded, monkeypatch):
+def test_another_version_of_pillow(kept, decoded, monkeypatch):
     root, _ = kept
     monkeypatch.setattr("PIL.__version__", "99.0.0")
     load(root)
@@ -609,7 +607,7 @@ GOOD = {"images": np.zeros((6, 4, 3, 1), np.uint8), "readable": np.ones(6, bool)
         lambda content: arrays(**GOOD | {"images": np.array([Hostile()], object)}),
     ],
 )
-def test_a_damaged_cache_is_made_anew(kept, decoded, damage, caplog, capfd):
+def test_a_damaged_cache_is_replaced(kept, decoded, damage, caplog, capfd):
     root, cache = kept
     content = cache.read_bytes()
     cache.write_bytes(damage(content))
@@ -623,7 +621,7 @@ def test_a_damaged_cache_is_made_anew(kept, decoded, damage, caplog, capfd):
     assert list(cache.parent.iterdir()) == [cache]
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(root, tmp_path, monkeypatch, caplog, capfd):
+def test_a_cache_that_cannot_be_written(root, tmp_path, monkeypatch, caplog, capfd):
     put_split(root, {".": {"a": 2, "b": 2}})
     put(tmp_path, "file", b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -655,7 +653,7 @@ def test_a_cache_that_others_can_write_to_is_not_used(kept, decoded):
 
 @pytest.fixture(scope="module")
 def open_events():
-    """A list of functions that are called with each path that is opened, before it is."""
+    """A list of functions to call with the path of each file before it is opened."""
     functions = []
 
     def hook(event, args):
@@ -663,13 +661,13 @@ def open_events():
             for function in functions:
                 function(str(args[0]))
 
-    sys.addaudithook(hook)  # which cannot be removed again
+    sys.addaudithook(hook)  # hooks cannot be removed
     return functions
 
 
 @pytest.fixture
 def before_opening(open_events):
-    """Has something done when a file is about to be opened for the ``count``-th time."""
+    """Calls a function before a file is opened for the ``count``-th time."""
 
     def before(path, count, action):
         times = itertools.count(1)
@@ -680,7 +678,7 @@ def before_opening(open_events):
 
 
 @pytest.mark.parametrize("settings", [{"image_size": (4, 3), "channels": 1}, {}])
-def test_what_changes_between_hashing_and_decoding_is_not_kept(root, before_opening, settings):
+def test_files_changed_between_hashing_and_decoding_are_not_cached(root, before_opening, settings):
     put_split(root, {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
     path = root / "train" / "b" / "001.png"
     content = path.read_bytes()
@@ -711,18 +709,18 @@ def test_each_file_is_read_twice_and_then_once(root, open_events):
     open_events.clear()
 
 
-def test_what_becomes_readable_meanwhile_is_not_kept(root, before_opening):
+def test_files_that_become_readable_are_not_cached(root, before_opening):
     put_split(root, {".": {"a": 3, "b": 3}})
     path = root / "a" / "001.png"
     path.rename(root / "aside")
     path.mkdir()
 
-    def mend():
+    def repair():
         path.rmdir()
         (root / "aside").rename(path)
 
     settings = {"image_size": (4, 3), "channels": 1, "skip_unreadable": True}
-    before_opening(path, 2, mend)
+    before_opening(path, 2, repair)
     load(root, **settings)
     path.rename(root / "aside")
     path.mkdir()
@@ -730,7 +728,7 @@ def test_what_becomes_readable_meanwhile_is_not_kept(root, before_opening):
     assert sorted(numbers(dataset.train) + numbers(dataset.test)) == [0, 2, 3, 4, 5]
 
 
-def test_a_pipe_or_a_huge_file_is_left_out(root):
+def test_a_pipe_and_a_huge_file_are_skipped(root):
     put_split(root, {".": {"a": 2, "b": 2}})
     os.mkfifo(root / "a" / "pipe.png")
     with (root / "b" / "huge.png").open("wb") as file:
@@ -740,10 +738,10 @@ def test_a_pipe_or_a_huge_file_is_left_out(root):
     assert sorted(numbers(dataset.train) + numbers(dataset.test)) == [0, 1, 2, 3]
 
 
-# What is seen meanwhile
+# Output
 
 
-def test_a_bar_on_a_terminal_alone(root, monkeypatch, capfd):
+def test_a_progress_bar_on_a_terminal_only(root, monkeypatch, capfd):
     put_split(root, {".": {"a": 2, "b": 2}})
     terminal = io.StringIO()
     terminal.isatty = lambda: True
@@ -755,13 +753,13 @@ def test_a_bar_on_a_terminal_alone(root, monkeypatch, capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_pillows_warnings_are_not_heard(root, capfd):
-    # A thousand fractions that are not there.
+def test_pillows_warnings_are_suppressed(root, capfd):
+    # Announces a thousand fractions that are missing.
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x1a\x01\x05\0\xe8\x03\0\0\x08\0\0\0\0\0\0\0"
     for value, name in enumerate(("a/0.png", "a/1.png", "b/0.png", "b/1.png")):
         put(root, name, grey(value), exif=exif)
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught_warnings:
         warnings.simplefilter("always")
         assert len(load(root).train) == 2
-    assert heard == []
+    assert caught_warnings == []
     assert capfd.readouterr() == ("", "")

@@ -23,7 +23,7 @@ COLOUR = RNG.integers(0, 256, (5, 7, 3), np.uint8)
 ALPHA = RNG.integers(0, 256, (5, 7), np.uint8)
 LUMA = np.array([0.299, 0.587, 0.114])
 
-# What each value of EXIF's orientation says is seen of stored pixels.
+# The stored pixels as shown, for each EXIF orientation.
 SEEN = {
     1: lambda stored: stored,
     2: np.fliplr,
@@ -49,7 +49,7 @@ def chunk(kind, content):
 
 
 def png(width, height, depth, kind, rows, before=b"", after=b""):
-    """A PNG as its specification has it, for what Pillow does not write (or would refuse to)."""
+    """A PNG according to the specification, with features that Pillow cannot write."""
     header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + before + chunk(b"IDAT", pixels) + after + chunk(b"IEND", b"")
@@ -109,7 +109,7 @@ RGB_OF_GREY = np.repeat(GREY[..., np.newaxis], 3, axis=2)
         pytest.param(encoded(COLOUR, "WEBP", lossless=True), COLOUR, id="webp RGB"),
     ],
 )
-def test_what_is_stored_is_what_comes_out(content, expected):
+def test_lossless_formats(content, expected):
     np.testing.assert_array_equal(read(content), expected)
     np.testing.assert_allclose(read(content, channels=1)[..., 0], expected @ LUMA, atol=1)
 
@@ -158,7 +158,7 @@ def test_what_is_stored_is_what_comes_out(content, expected):
         ),
     ],
 )
-def test_what_is_transparent_is_white(content, expected):
+def test_transparency_is_composited_on_white(content, expected):
     np.testing.assert_allclose(read(content), expected, atol=1)
     np.testing.assert_allclose(read(content, channels=1)[..., 0], expected @ LUMA, atol=1.5)
 
@@ -171,7 +171,7 @@ SMOOTH = np.linspace([0, 60, 250], [255, 180, 10], 64).astype(np.uint8).reshape(
     [
         (Image.fromarray(SMOOTH[..., 1]), SMOOTH[..., 1, np.newaxis].repeat(3, 2)),
         (Image.fromarray(SMOOTH), SMOOTH),
-        # Of inks, that much of each is on white paper; the last is black.
+        # Amounts of ink on white paper; the last one is black.
         (Image.merge("CMYK", [*Image.fromarray(255 - SMOOTH).split(), Image.new("L", (8, 8), 0)]), SMOOTH),
     ],
     ids=["L", "RGB", "CMYK"],
@@ -185,14 +185,14 @@ def test_jpeg(image, expected, progressive):
 
 @pytest.mark.parametrize("orientation", SEEN)
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
-def test_turned_as_exif_says(form, orientation):
+def test_exif_orientation(form, orientation):
     stored = SMOOTH[:6]
     options = {"quality": 100, "subsampling": 0} if form == "JPEG" else {"lossless": True} if form == "WEBP" else {}
     content = encoded(stored, form, exif=exif(orientation), **options)
     expected = SEEN[orientation](stored)
     np.testing.assert_array_equal(read(content, size=None), read(content, expected.shape[:2]))
     np.testing.assert_allclose(read(content, expected.shape[:2]), expected, atol=4 if form == "JPEG" else 0)
-    # The height and width asked for are those that are seen.
+    # The requested height and width apply after the rotation.
     tall = read(content, (20, 10))
     upright = read(encoded(np.ascontiguousarray(expected), form, **options), (20, 10))
     np.testing.assert_allclose(tall, upright, atol=6 if form == "JPEG" else 2)
@@ -206,7 +206,7 @@ def test_orientation_that_follows_the_pixels():
 
 
 @pytest.mark.parametrize("damaged", [b"Exif\0\0", b"Exif\0\0nonsense", exif(6)[:14], exif(9), exif(0)])
-def test_damaged_exif_is_as_good_as_none(damaged):
+def test_damaged_exif_is_ignored(damaged):
     content = encoded(GREY, "PNG", exif=damaged)
     with quiet():
         for size in (GREY.shape, None):
@@ -214,25 +214,25 @@ def test_damaged_exif_is_as_good_as_none(damaged):
 
 
 def test_quiet():
-    # The orientation, and then a thousand fractions that are not there.
+    # The orientation, followed by a thousand fractions that are missing.
     entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", 0x011A, 5, 1000, 8)
     content = encoded(GREY, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + b"\0\0\0\0")
     with pytest.warns(UserWarning, match="corrupt EXIF data|larger than file|Truncated"):
         Image.open(io.BytesIO(content)).getexif()
     with quiet():
         np.testing.assert_array_equal(read(content, (7, 5), 1)[..., 0], np.rot90(GREY, -1))
-    with pytest.warns(UserWarning, match="heard again"):
-        warnings.warn("heard again", stacklevel=1)
+    with pytest.warns(UserWarning, match="not suppressed"):
+        warnings.warn("not suppressed", stacklevel=1)
 
 
-def test_stretched():
+def test_aspect_ratio_is_not_kept():
     content = encoded(np.repeat(np.array([[0, 255]], np.uint8), [60, 20], axis=1).repeat(10, axis=0))
     pixels = read(content, (40, 8), 1)[..., 0]
     np.testing.assert_allclose(pixels, np.broadcast_to([0, 0, 0, 0, 0, 0, 255, 255], (40, 8)), atol=20)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
-def test_made_smaller_a_fine_pattern_becomes_grey(form):
+def test_antialiasing(form):
     board = np.indices((64, 64)).sum(axis=0) % 2 * np.uint8(255)
     np.testing.assert_allclose(read(encoded(board.astype(np.uint8), form, quality=100), (8, 8), 1), 127.5, atol=1)
 
@@ -244,7 +244,7 @@ def test_a_large_jpeg_is_the_mean_of_its_blocks():
 
 
 @pytest.mark.parametrize("form", ["WEBP", "PNG"])
-def test_of_an_animation_the_first_picture(form):
+def test_the_first_frame_of_an_animation(form):
     others = [Image.fromarray(255 - COLOUR)] * 2
     content = encoded(
         COLOUR, form, save_all=True, append_images=others, **({"lossless": True} if form == "WEBP" else {})
@@ -252,7 +252,7 @@ def test_of_an_animation_the_first_picture(form):
     np.testing.assert_array_equal(read(content), COLOUR)
 
 
-def test_of_a_photograph_with_a_second_one_in_it_the_first():
+def test_the_first_of_several_pictures_in_a_jpeg():
     others = [Image.fromarray(255 - SMOOTH)]
     content = encoded(SMOOTH, "MPO", save_all=True, append_images=others, quality=100, subsampling=0, exif=exif(3))
     np.testing.assert_allclose(read(content, (8, 8)), np.rot90(SMOOTH, 2), atol=4)
@@ -320,7 +320,7 @@ def jpeg(width, height):
 
 
 def webp(width, height):
-    """The header of an animation, of which one tiny picture follows."""
+    """An animation with a header of this size, but tiny frames."""
     content = bytearray(encoded(COLOUR, "WEBP", save_all=True, append_images=[Image.fromarray(255 - COLOUR)]))
     content[24:30] = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
     return bytes(content)
@@ -356,7 +356,7 @@ def test_just_not_too_large():
     assert read(png(MAX_SIDE, 1, 8, 0, [bytes(MAX_SIDE)]), (2, 2)).max() == 0
 
 
-def test_what_is_no_file(tmp_path):
+def test_not_a_regular_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
     with (tmp_path / "sparse").open("wb") as file:
@@ -375,7 +375,7 @@ def test_what_is_no_file(tmp_path):
             assert message == wrong.format(tmp_path / name)
 
 
-def test_names_that_a_terminal_would_obey(tmp_path):
+def test_control_sequences_in_names(tmp_path):
     path = tmp_path / "a\n\x1b[31m\udcff.png"
     path.write_bytes(b"text")
     for message in refusals(path):
@@ -387,7 +387,7 @@ def test_names_that_a_terminal_would_obey(tmp_path):
     [
         (encoded(np.zeros((300, 400), np.uint8), "PNG"), 300 * 400 * image.BYTES_PER_PIXEL),
         (encoded(np.zeros((300, 400, 3), np.uint8), "WEBP"), 300 * 400 * image.BYTES_PER_PIXEL),
-        # At an eighth of its size; but its coefficients are kept at the whole, of a progressive one.
+        # Decoded at an eighth of its size, but the coefficients of a progressive JPEG have its full size.
         (
             encoded(np.zeros((320, 400, 3), np.uint8), "JPEG", progressive=True),
             40 * 50 * image.BYTES_PER_PIXEL + 320 * 400 * 3 * 2,
@@ -400,7 +400,7 @@ def test_memory_is_reserved_for_decoding(monkeypatch, content, reserved):
     assert budget.peak == reserved + 8 * 8 * image.BYTES_PER_PIXEL
 
 
-def test_images_decoded_side_by_side_stay_within_the_memory(monkeypatch, tmp_path):
+def test_concurrent_decoding_stays_within_the_budget(monkeypatch, tmp_path):
     (tmp_path / "x.webp").write_bytes(encoded(Image.new("RGB", (500, 400)), "WEBP", method=0))
     (tmp_path / "x.png").write_bytes(encoded(Image.new("RGB", (500, 400))))
     total = 5 * 500 * 400 * image.BYTES_PER_PIXEL // 2
@@ -410,7 +410,7 @@ def test_images_decoded_side_by_side_stay_within_the_memory(monkeypatch, tmp_pat
         assert total // 3 < budget.peak <= total
 
 
-def test_an_error_does_not_keep_the_image():
+def test_an_error_does_not_keep_the_image_alive():
     content = encoded(RNG.integers(0, 256, (50, 60, 3), np.uint8))
     with pytest.raises(UsageError, match="cannot be decoded") as caught:
         read_image(io.BytesIO(content[:-100]), (8, 8), 3)
@@ -419,7 +419,7 @@ def test_an_error_does_not_keep_the_image():
     assert not [value for frame in frames[1:] for value in frame.f_locals.values() if isinstance(value, Image.Image)]
 
 
-def test_on_read_is_given_what_is_decoded(tmp_path):
+def test_on_read_receives_the_decoded_bytes(tmp_path):
     content = encoded(COLOUR)
     seen = []
     np.testing.assert_array_equal(read_image(io.BytesIO(content), (5, 7), 3, on_read=seen.append), COLOUR)
@@ -429,7 +429,7 @@ def test_on_read_is_given_what_is_decoded(tmp_path):
     assert seen == [content, b"text"]
 
 
-def test_letters_of_other_languages_stay_as_they_are(tmp_path):
+def test_non_ascii_names(tmp_path):
     path = tmp_path / "Größe 大.png"
     path.write_bytes(b"text")
     for message in refusals(path):
@@ -452,8 +452,8 @@ GENUINE = {
 }
 
 
-def mend_sums(content):
-    """Make the sums of a PNG's chunks agree with what they hold, or no change in them would get past these."""
+def fix_checksums(content):
+    """Recompute the checksums of a PNG's chunks, so that changes in them are not rejected for their checksum."""
     start = 8
     while start + 12 <= len(content):
         end = start + 8 + int.from_bytes(content[start : start + 4], "big")
@@ -462,7 +462,7 @@ def mend_sums(content):
 
 
 @pytest.mark.parametrize("form", GENUINE)
-def test_whatever_the_bytes_an_image_or_an_error(form):
+def test_arbitrary_bytes_give_an_image_or_an_error(form):
     place = st.integers(0, len(GENUINE[form]) - 1)
     outcomes, messages = set(), []
 
@@ -475,7 +475,7 @@ def test_whatever_the_bytes_an_image_or_an_error(form):
         for index, value in changes.items():
             content[index] = value
         if form == "PNG":
-            mend_sums(content)
+            fix_checksums(content)
         try:
             with quiet():
                 read(bytes(content[:end]), (6, 5), 3)

@@ -23,7 +23,7 @@ def test_the_sum_stays_within_the_total():
     assert 40 < budget.peak <= 100
 
 
-def test_what_is_larger_than_the_total_is_alone():
+def test_a_request_larger_than_the_total_is_granted_alone():
     budget = MemoryBudget(100)
     with ThreadPoolExecutor(1) as pool:
         with budget.reserve(1):
@@ -33,7 +33,7 @@ def test_what_is_larger_than_the_total_is_alone():
         large.result(5)
 
 
-def test_who_waits_for_much_is_not_overtaken():
+def test_large_requests_are_not_overtaken():
     budget = MemoryBudget(100)
     order = []
 
@@ -52,7 +52,7 @@ def test_who_waits_for_much_is_not_overtaken():
     assert order == ["large", "small"]
 
 
-def test_an_error_gives_back_what_was_reserved():
+def test_an_error_releases_the_reservation():
     budget = MemoryBudget(100)
     for _ in range(3):
         with pytest.raises(KeyError), budget.reserve(80):

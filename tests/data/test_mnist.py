@@ -43,13 +43,13 @@ def test_own_folder_comes_first(fakes, tmp_path):
     assert_is(mnist.load("fashion_mnist", tmp_path), "fashion_mnist", fakes.arrays["fashion_mnist"])
 
 
-def test_unpacked_under_the_packed_name(fakes, tmp_path):
+def test_decompressed_file_with_the_name_of_a_compressed_one(fakes, tmp_path):
     fakes.put("mnist", tmp_path)
     (tmp_path / f"{PARTS[0]}.gz").write_bytes(fakes.files["mnist"][PARTS[0]])
     assert_is(mnist.load("mnist", tmp_path), "mnist", fakes.arrays["mnist"])
 
 
-def test_another_familys_files(fakes, tmp_path):
+def test_files_of_another_dataset(fakes, tmp_path):
     fakes.put("mnist", tmp_path)
     for name in ("fashion_mnist", "kmnist"):
         with pytest.raises(UsageError, match=f"{PARTS[0]}.gz is mnist's {PARTS[0]}, not {name}'s"):
@@ -57,7 +57,7 @@ def test_another_familys_files(fakes, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["gzip", "plain"])
-def test_another_familys_single_file(fakes, tmp_path, form):
+def test_a_file_of_another_dataset(fakes, tmp_path, form):
     fakes.put("kmnist", tmp_path, form)
     suffix, bodies = (".gz", fakes.gzipped) if form == "gzip" else ("", fakes.files)
     (tmp_path / f"{PARTS[3]}{suffix}").write_bytes(bodies["mnist"][PARTS[3]])
@@ -89,7 +89,7 @@ def test_damaged_file_is_an_error_and_stays(fakes, served, tmp_path, form, damag
     assert served.asked == []
 
 
-# Of kmnist's unpacked files no sums are known, so what they hold is looked at.
+# The digests of kmnist's decompressed files are unknown, so their content is checked.
 @pytest.mark.parametrize(
     ("part", "array", "wrong"),
     [
@@ -100,7 +100,7 @@ def test_damaged_file_is_an_error_and_stays(fakes, served, tmp_path, form, damag
         (PARTS[0], np.ones(6, np.uint8), "contains labels, not images"),
     ],
 )
-def test_files_without_a_known_sum(fakes, tmp_path, idx_bytes, part, array, wrong):
+def test_files_with_unknown_digests(fakes, tmp_path, idx_bytes, part, array, wrong):
     fakes.put("kmnist", tmp_path, "plain")
     (tmp_path / part).write_bytes(idx_bytes(array))
     with pytest.raises(UsageError, match=wrong) as caught:
@@ -108,7 +108,7 @@ def test_files_without_a_known_sum(fakes, tmp_path, idx_bytes, part, array, wron
     assert str(tmp_path / part) in str(caught.value)
 
 
-def test_too_few_of_both_without_a_known_sum(fakes, tmp_path, idx_bytes):
+def test_too_few_images_and_labels_with_unknown_digests(fakes, tmp_path, idx_bytes):
     fakes.put("kmnist", tmp_path, "plain")
     (tmp_path / PARTS[0]).write_bytes(idx_bytes(np.ones((3, 5, 4), np.uint8)))
     (tmp_path / PARTS[1]).write_bytes(idx_bytes(np.ones(3, np.uint8)))
@@ -116,7 +116,7 @@ def test_too_few_of_both_without_a_known_sum(fakes, tmp_path, idx_bytes):
         mnist.load("kmnist", tmp_path)
 
 
-def test_packed_file_without_the_catalogues_sum(fakes, tmp_path):
+def test_compressed_file_with_another_digest(fakes, tmp_path):
     fakes.put("kmnist", tmp_path)
     (tmp_path / f"{PARTS[0]}.gz").write_bytes(gzip.compress(fakes.files["kmnist"][PARTS[0]], 1, mtime=1))
     with pytest.raises(UsageError, match="is damaged or not kmnist's"):
@@ -137,14 +137,14 @@ def test_download_and_then_no_more(fakes, served, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_only_what_is_missing_is_downloaded(fakes, served, tmp_path):
+def test_only_missing_files_are_downloaded(fakes, served, tmp_path):
     fakes.put("mnist", tmp_path, "plain")
     (tmp_path / PARTS[3]).unlink()
     assert_is(mnist.load("mnist", tmp_path), "mnist", fakes.arrays["mnist"])
     assert set(served.asked) == {f"/mnist/{PARTS[3]}.gz"}
 
 
-def test_downloading_another_file_than_the_catalogues(fakes, served, tmp_path):
+def test_downloading_an_unexpected_file(fakes, served, tmp_path):
     served.bodies[f"/mnist/{PARTS[2]}.gz"] = served.bodies[f"/kmnist/{PARTS[2]}.gz"]
     with pytest.raises(CnnJaxError, match=f"{PARTS[2]}.gz sent another file") as caught:
         mnist.load("mnist", tmp_path)
@@ -152,7 +152,7 @@ def test_downloading_another_file_than_the_catalogues(fakes, served, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_network_failure_leaves_what_was_there(fakes, closed_url, tmp_path):
+def test_network_failure_keeps_existing_files(fakes, closed_url, tmp_path):
     fakes.url = closed_url
     fakes.put("mnist", tmp_path)
     (tmp_path / f"{PARTS[3]}.gz").unlink()
@@ -201,7 +201,7 @@ def test_a_file_that_is_too_large_is_not_hashed(fakes, tmp_path):
         ("kmnist", ("o", "wo"), "codh.rois.ac.jp"),
     ],
 )
-def test_the_real_catalogue(tmp_path, name, classes, host):
+def test_the_real_datasets(tmp_path, name, classes, host):
     family = mnist.family(name, tmp_path)
     assert (family.class_names[0], family.class_names[-1], len(family.class_names)) == (*classes, 10)
     assert family.image_shape == (28, 28, 1)

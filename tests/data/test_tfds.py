@@ -37,7 +37,7 @@ def example(index, size=(5, 4), **others):
 
 
 def builder_class(name, splits, features=None, supervised_keys=("picture", "kind")):
-    """A data set that needs no TensorFlow: its images come as PNG."""
+    """A dataset that can be prepared without TensorFlow, because its images are PNG files."""
 
     def info(self):
         return tensorflow_datasets.core.DatasetInfo(
@@ -49,7 +49,7 @@ def builder_class(name, splits, features=None, supervised_keys=("picture", "kind
     def split_generators(self, download_manager):
         return {split: enumerate(examples) for split, examples in splits.items()}
 
-    # A data set must say how it makes examples even where the splits already say it.
+    # _generate_examples is abstract, but not used here.
     members = {
         "VERSION": tensorflow_datasets.core.Version("1.0.0"),
         "__module__": __name__,
@@ -61,7 +61,7 @@ def builder_class(name, splits, features=None, supervised_keys=("picture", "kind
 
 
 def prepare(directory, splits, **options):
-    """Leave a data set in a directory as tensorflow-datasets prepares it, with nothing but the files to know it by."""
+    """Prepare a dataset that is not registered, so that only its files are known."""
     tensorflow_datasets.disable_progress_bar()
     with tensorflow_datasets.core.registered.skip_registration():
         builder = builder_class("Shapes", splits, **options)(data_dir=directory)
@@ -71,7 +71,7 @@ def prepare(directory, splits, **options):
 
 @pytest.fixture
 def tensorflow(monkeypatch):
-    """Says whether TensorFlow is installed, whatever is true."""
+    """Pretends that TensorFlow is installed, or that it is not."""
 
     def say(installed):
         find = importlib.util.find_spec
@@ -136,7 +136,7 @@ def test_a_validation_split_is_never_the_test_split(tmp_path):
     assert indices(load("shapes", tmp_path, split_seed=1).test) != indices(dataset.test)
 
 
-def test_a_fifth_held_out_where_there_is_only_train(tmp_path):
+def test_a_fifth_is_held_out_if_there_is_only_train(tmp_path):
     prepare(tmp_path, {"train": map(example, range(20))})
     first, second = (load("shapes", tmp_path) for _ in range(2))
     assert np.bincount(first.test.labels).tolist() == [2, 2]
@@ -202,7 +202,7 @@ def test_not_one_image_with_one_class(tmp_path, features, supervised_keys, extra
         ({"train": [example(0), example(1)]}, "too few different images to hold a test split out"),
     ],
 )
-def test_what_cannot_be_trained_on(tmp_path, splits, wrong):
+def test_unsuitable_datasets(tmp_path, splits, wrong):
     prepare(tmp_path, splits)
     with pytest.raises(UsageError, match=wrong) as caught:
         load("shapes", tmp_path)
@@ -236,7 +236,7 @@ def test_not_prepared_and_no_tensorflow(tmp_path, tensorflow, capfd, caplog):
     assert caplog.records == []
 
 
-def test_prepared_at_need(tmp_path, tensorflow, monkeypatch, capfd):
+def test_prepared_if_necessary(tmp_path, tensorflow, monkeypatch, capfd):
     tensorflow(True)
     builder_class("ShapesPreparedAtNeed", {"train": map(example, range(10))})
     dataset = load("shapes_prepared_at_need", tmp_path)
@@ -267,11 +267,11 @@ def test_preparation_that_fails(tmp_path, tensorflow):
         ("cifer10", "has no dataset 'cifer10'; did you mean 'cifar10'?"),
         ("emnist/lettrs", "tfds:emnist/lettrs cannot be used: BuilderConfig lettrs not found"),
         ("cifar10:0.0.1", "Dataset cifar10 cannot be loaded at version 0.0.1, only"),
-        ("coco", "tfds:coco "),  # which needs TensorFlow even to be asked what it is
+        ("coco", "tfds:coco "),  # requires TensorFlow to be looked up
         ("imdb_reviews", "tfds:imdb_reviews is not a dataset of 8-bit images with one class each"),
     ],
 )
-def test_names_that_do_not_serve(tmp_path, name, wrong, capfd):
+def test_unsuitable_names(tmp_path, name, wrong, capfd):
     with pytest.raises(UsageError) as caught:
         load(name, tmp_path)
     assert wrong in str(caught.value)
@@ -281,7 +281,7 @@ def test_names_that_do_not_serve(tmp_path, name, wrong, capfd):
 
 @pytest.fixture
 def foreign(tmp_path, monkeypatch):
-    """The name of a feature in a module that can be imported, and is not to be."""
+    """The name of a feature in a module that can be imported, but must not be."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "foreign_features.py").write_text("Feature = None")
     monkeypatch.syspath_prepend(tmp_path / "modules")
@@ -320,7 +320,7 @@ def test_features_of_other_modules_are_not_imported(tmp_path, foreign, spoil, na
     assert "foreign_features" not in sys.modules
 
 
-def test_features_elsewhere_are_not_read(tmp_path, foreign):
+def test_features_in_other_directories(tmp_path, foreign):
     folder = prepare(tmp_path / "data", {"train": map(example, range(10))})
     features = folder / "features.json"
     features.write_text(features.read_text().replace(IMAGE, foreign))
@@ -336,7 +336,7 @@ def test_features_elsewhere_are_not_read(tmp_path, foreign):
     assert "foreign_features" not in sys.modules
 
 
-def test_a_module_that_made_a_data_set_is_not_imported(tmp_path, foreign):
+def test_the_module_of_a_dataset_is_not_imported(tmp_path, foreign):
     info = prepare(tmp_path / "data", {"train": map(example, range(10))}) / "dataset_info.json"
     info.write_text(json.dumps(json.loads(info.read_text()) | {"moduleName": "foreign_features"}))
     assert len(load("shapes", tmp_path / "data").train) == 8
@@ -357,6 +357,6 @@ def test_features_that_cannot_be_read(tmp_path, content):
     "name",
     ["../shapes", "/etc/passwd", "shapes/../../etc", "huggingface:shapes", "shapes/data_dir=elsewhere", "", "a\n"],
 )
-def test_names_of_another_form(tmp_path, name):
+def test_malformed_names(tmp_path, name):
     with pytest.raises(UsageError, match="is not of the form tfds:NAME, tfds:NAME/CONFIG or tfds:NAME:VERSION"):
         load(name, tmp_path)
