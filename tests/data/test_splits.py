@@ -102,6 +102,17 @@ def test_each_class_is_on_both_sides(exact, fraction):
 
 
 @pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("contents", ["abcda", "abbc"])
+def test_small_classes_that_share_images(exact, contents):
+    labels = np.minimum(np.arange(len(contents)) // 2, 1 if len(contents) == 5 else 9)
+    for split_seed in range(50):
+        for fraction in (0.2, 0.8):
+            hashes = content_hashes([content.encode() for content in contents], split_seed, "test")
+            mask = held_out(labels, hashes, fraction, "test", NAMES, exact)
+            assert set(labels[mask]) == set(labels[~mask]) == set(labels)
+
+
+@pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize(
     ("contents", "labels", "lacking"),
     [

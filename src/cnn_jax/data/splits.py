@@ -93,7 +93,7 @@ def held_out(
         bool ``[N]``.
 
     Raises:
-        UsageError: a class has too few different examples, or only such that it shares with other classes.
+        UsageError: a class has fewer than two different examples, or shares them with other small classes.
     """
     counts = np.bincount(labels)
 
@@ -108,10 +108,13 @@ def held_out(
         mask = np.isin(hashes, hashes[hashes <= thresholds[labels]])
     else:
         mask = hashes < fraction
-    for label in absent(mask):
-        mask |= hashes == hashes[labels == label].min()
-    for label in absent(~mask):
-        mask &= hashes != hashes[labels == label].max()
+    for held, step in ((True, 1), (False, -1)):
+        for label in absent(mask == held):
+            for value in np.unique(hashes[labels == label])[::step]:
+                moved = np.where(hashes == value, held, mask)
+                if len(absent(moved != held)) <= len(absent(mask != held)):  # no class is left without the other side
+                    mask = moved
+                    break
     if lacking := [*absent(mask), *absent(~mask)]:
         raise UsageError(
             f"class {class_names[lacking[0]]!r} has too few different images to hold a {part} split out of: "
