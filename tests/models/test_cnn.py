@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 
 from cnn_jax.errors import UsageError
 from cnn_jax.models import create_model
-from cnn_jax.models.layers import uniform_fan_in
+from cnn_jax.models.layers import BatchContext, uniform_fan_in
 
 
 def params_of(shape, num_classes=10):
@@ -55,3 +57,37 @@ def test_images_too_small_are_refused(shape):
 def test_unknown_model_is_refused():
     with pytest.raises(UsageError, match="unknown model 'cmn'; did you mean 'cnn'\\?"):
         create_model("cmn", 10)
+
+
+def test_equal_models_share_a_compilation():
+    first, second = create_model("cnn", 10), create_model("cnn", 10)
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first != create_model("cnn", 11)
+    assert first != create_model("cnn", 10, portable=True)
+    traced = []
+
+    @partial(jax.jit, static_argnums=0)
+    def zeros(model):
+        traced.append(model)
+        return jnp.zeros(model.num_classes)
+
+    zeros(first)
+    zeros(second)
+    assert len(traced) == 1
+
+
+def test_the_batch_context_changes_nothing():
+    images, params = jnp.ones((2, 16, 16, 1)), params_of((16, 16, 1))
+    batch = BatchContext(jnp.arange(2), jnp.asarray([True, False]))
+    model = create_model("cnn", 10)
+    logits = [jax.jit(model.apply)({"params": params}, images, context) for context in (None, batch)]
+    np.testing.assert_array_equal(*logits)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_strict_promotion(portable):
+    model, images = create_model("cnn", 10, portable), jnp.ones((2, 16, 16, 3))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        variables = jax.eval_shape(model.init, jax.random.key(0), images)
+        jax.eval_shape(jax.grad(lambda variables: model.apply(variables, images).sum()), variables)

@@ -260,6 +260,23 @@ class Network(nn.Module):
         return BatchNorm(name="norm2")(x * x, batch)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("batch", [None, whole_batch(4)], ids=["inference", "training"])
+def test_strict_promotion(dtype, batch):
+    def loss(variables, x):
+        y, _ = Network().apply(variables, x, batch, mutable="batch_stats", rngs={"dropout": jax.random.key(1)})
+        assert y.dtype == dtype
+        return y.sum()
+
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        for shape in [(4, 3), (4, 2, 2, 3)]:
+            x = jnp.ones(shape, dtype)
+            variables = jax.eval_shape(Network().init, jax.random.key(0), x, batch)
+            jax.eval_shape(jax.grad(loss, argnums=(0, 1)), variables, x)
+            for dense in (Dense(2), Dense(2, dtype=jnp.bfloat16)):
+                jax.eval_shape(dense.init_with_output, jax.random.key(0), x)
+
+
 def check_devices():
     """Results on 1, 2, 3 and 8 devices equal those on one without a mapped axis; run where there are eight."""
     assert jax.device_count() == 8

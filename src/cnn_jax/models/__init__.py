@@ -1,7 +1,5 @@
 """The architectures, by the names that ``--model`` takes."""
 
-from functools import cache
-
 import flax.linen as nn
 
 from cnn_jax.errors import UsageError, suggest
@@ -10,15 +8,18 @@ from cnn_jax.models.cnn import CNN
 MODELS: dict[str, type[nn.Module]] = {"cnn": CNN}
 
 
-@cache
 def create_model(name: str, num_classes: int, portable: bool = False) -> nn.Module:
-    """The architecture of that name, with one logit a class; ``portable`` as of ``Conv``.
+    """The architecture with this name and one logit per class.
 
-    The same object for the same arguments: programs are compiled for a model's ``apply``, and another object's is
-    another function.
+    Equal arguments give equal models with equal hashes, so that a model can be a static argument of ``jax.jit``.
+
+    Args:
+        name: a key of ``MODELS``.
+        num_classes: number of logits.
+        portable: see ``Conv``.
 
     Raises:
-        UsageError: no such architecture.
+        UsageError: there is no architecture with this name.
     """
     if name not in MODELS:
         raise UsageError(f"unknown model {name!r}{suggest(name, MODELS)}; known: {', '.join(MODELS)}")

@@ -1,4 +1,4 @@
-"""The lesson's network."""
+"""The network of the PyTorch lesson."""
 
 import flax.linen as nn
 import jax
@@ -14,8 +14,8 @@ class CNN(nn.Module):
     32,998 parameters on 28x28x1 images and ten classes.
 
     Attributes:
-        num_classes: one logit each.
-        portable: as of ``Conv``.
+        num_classes: number of logits.
+        portable: see ``Conv``.
     """
 
     num_classes: int
@@ -30,7 +30,7 @@ class CNN(nn.Module):
         height, width = images.shape[1:3]
         if min(height, width) < 16:
             raise UsageError(f"the network cnn needs images of at least 16x16 pixels, not {height}x{width}")
-        # max_pool(relu(conv1(images))), and the same of conv2
+        # max_pool(relu(conv1(images))), then the same with conv2
         x = Conv(6, (5, 5), relu_pool=True, portable=self.portable, name="conv1")(images)
         x = Conv(12, (5, 5), relu_pool=True, portable=self.portable, name="conv2")(x)
         x = x.reshape(x.shape[0], -1)

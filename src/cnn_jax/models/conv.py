@@ -1,10 +1,10 @@
 """Convolution and max-pooling: one meaning, two lowerings.
 
-Everywhere but on CPUs a convolution is XLA's own. On CPUs XLA's is slow, above all backward and in a compiled loop,
-where it has one thread, while its matrix product is fast; so there a convolution is a matrix product. Cut the image
-into overlapping tiles, each just large enough for 2x2 outputs, lay every tile out as a column, and multiply by one
-matrix that holds the kernel once for each of the four outputs, shifted to where that output looks. In one dimension,
-where a tile gives two outputs, a kernel ``(a, b, c)`` slides over ``x0 ... x7`` like this::
+On GPUs and TPUs, a convolution is XLA's own operation. On CPUs, XLA's convolution is slow, especially backward and in
+a compiled loop, where it runs on one thread, but its matrix product is fast. There, a convolution is computed as a
+matrix product: cut the image into overlapping tiles, each just large enough for 2x2 outputs, make each tile a column,
+and multiply by a matrix that holds the kernel once for each of the four outputs, shifted to the inputs of that output.
+In one dimension, where a tile gives two outputs, a kernel ``(a, b, c)`` slides over ``x0 ... x7`` like this::
 
                   | a  b  c  .  |     | x0  x2  x4 |         | y0  y2  y4 |
                   | .  a  b  c  |  @  | x1  x3  x5 |    =    | y1  y3  y5 |
@@ -12,23 +12,41 @@ where a tile gives two outputs, a kernel ``(a, b, c)`` slides over ``x0 ... x7``
                                       | x3  x5  x7 |
                     band matrix           tiles                outputs
 
-A column for each output (im2col) would copy 25 numbers an output for a 5x5 kernel; a tile copies 36 for four, at the
-price of 36 multiplications where 25 would do. What else makes it fast:
+One column per output (im2col) would copy 25 numbers per output for a 5x5 kernel. A tile copies 36 for four outputs,
+and needs 36 multiplications where 25 would do. With strides, the inputs of neighboring outputs overlap less, and with
+kernels of size 1 or 2 there is little to share, so there a tile gives one output. Three more things make it fast:
 
-- The batch is the last axis, so that all copying is in runs over the batch, and the product is of a small matrix and
-  a wide one, both contiguous: XLA does these at the speed of the machine.
-- The rows of the band matrix are ordered by their place in the tile first, so that the four members of a 2x2 pool
-  are four contiguous slabs of the result, and pooling is their elementwise maximum.
-- Tiles are cut block by block in a loop, which XLA cannot fuse into one that looks up the source of every number.
+- The batch is the last axis. All copies are of contiguous runs over the batch, and the product is of a small matrix
+  and a wide one, both contiguous, which XLA computes at the speed of the machine.
+- The rows of the band matrix are ordered by the output's place in the tile first. The four members of a 2x2 pool are
+  then four contiguous slabs of the result, and pooling is their elementwise maximum.
+- Tiles are cut block by block in a loop. XLA cannot fuse the loop into one that looks up the source of each number.
 
-The band matrix is the kernel times a constant of zeros and ones: autodiff through it gives the kernel's gradient.
+The band matrix is the kernel times a constant of zeros and ones, so autodiff gives the kernel's gradient.
 
-No shape is made an exception. Forward and backward with the input's gradient in a compiled loop, XLA's convolution
-takes 5 to 12 times as long as the band matrix with one input channel, 7 to 17 times with 8 -> 16 channels, 13 to 28
-times with 32 -> 32 (kernels of 3, 5 and 7, images of 8 to 64 pixels), and 16 and 20 times with 64 -> 64 and 128 -> 128
-(kernel 3, 8 pixels); with 1x1 kernels, which waste three quarters of the matrix, 0.7 to 16 times (two cores, jax 0.10).
-Called once and not in a loop, XLA's has both cores, and from 8 channels on is up to four times as fast as the band
-matrix. The price is memory: the tiles hold each number of the image 4, 9 or 16 times for kernels of 3, 5 or 7.
+The band matrix is used for all shapes. Forward and backward with the input's gradient in a compiled loop, XLA's
+convolution takes 5 to 12 times as long as the band matrix with one input channel, 7 to 17 times with 8 -> 16 channels,
+13 to 28 times with 32 -> 32 (kernels of 3, 5 and 7, images of 8 to 64 pixels), and 16 and 20 times with 64 -> 64 and
+128 -> 128 (kernel 3, 8 pixels); with kernels of size 1, 10 times with 16 -> 32 and 30 times with 64 -> 64 channels.
+With strides it takes 5 to 40 times as long, and computing all outputs to drop most of them takes longer as well, as
+these multiples of the band matrix's time show (batches of 64, padding ``"SAME"``, two cores, jax 0.10):
+
+=====  =========  ======  ======  =================  =======================
+image  channels   kernel  stride  XLA's convolution  band matrix of stride 1
+=====  =========  ======  ======  =================  =======================
+32x32  3 -> 32    3       2       13                 3.0
+32x32  16 -> 32   3       2       8                  1.5
+16x16  32 -> 64   3       2       13                 2.3
+8x8    64 -> 128  3       2       17                 2.6
+28x28  8 -> 16    5       2       8                  2.8
+64x64  3 -> 16    7       2       5                  1.7
+32x32  16 -> 32   1       2       12                 8.3
+16x16  64 -> 128  1       2       43                 21
+=====  =========  ======  ======  =================  =======================
+
+Called once and not in a loop, XLA's convolution uses both cores, and from 8 channels on it is up to four times as fast
+as the band matrix. The price is memory: the tiles hold each number of the image 4, 9 or 16 times for kernels of 3, 5
+or 7. In bfloat16 the band matrix takes 1 to 2 times as long as in float32 on a CPU without bfloat16 instructions.
 """
 
 import functools
