@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from cnn_jax import cli
 from cnn_jax.config import Config
 from cnn_jax.data import load
-from cnn_jax.models import create_model
-from cnn_jax.training.state import create_train_state
-from cnn_jax.training.step import Batch, loss_fn, num_correct
+from cnn_jax.training.loop import create_task
+from cnn_jax.training.metrics import num_correct
+from cnn_jax.training.step import Batch, loss_fn
 
 
 def main(args: Sequence[str]) -> int:
@@ -35,17 +36,18 @@ def main(args: Sequence[str]) -> int:
     print(f"  {dataset.name}: images {images.dtype}{list(images.shape)}, labels {labels.dtype}{list(labels.shape)}")
 
     print("Make the network and the optimizer")
-    model = create_model(config.model, len(dataset.class_names))
-    state = create_train_state(model, dataset.image_shape, config.learning_rate, jax.random.key(config.seed))
+    task = create_task(config, len(dataset.class_names))
+    key = jax.random.key(config.seed)
+    state = task.init(key, dataset.image_shape)
     print(f"  {sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters")
 
     # In PyTorch the loss remembers how it came about, and loss.backward() leaves the gradients in the parameters.
     # Here the forward pass is a function, value_and_grad makes of it the function that returns the gradients too,
     # and jit compiles that: nothing to remember, and nothing to zero before the next time.
-    value_and_grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnames="apply_fn")
+    value_and_grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnames="task")
 
     print("Forward pass, loss and gradients")
-    (loss, logits), grads = value_and_grad(state.params, apply_fn=state.apply_fn, batch=batch)
+    (loss, (logits, _)), grads = value_and_grad(state.params, state.model_state, task, batch, key)
     print(f"  logits {logits.dtype}{list(logits.shape)}")
     print(f"loss1: {loss:.6f}")
     print(f"number correct: {num_correct(logits, labels)} of {len(labels)}")
@@ -53,8 +55,9 @@ def main(args: Sequence[str]) -> int:
         print(f"  gradient of {jax.tree_util.keystr(path, simple=True, separator='.')}: {list(grad.shape)}")
 
     print("Update the weights")
-    state = state.apply_gradients(grads=grads)
-    (loss, logits), _ = value_and_grad(state.params, apply_fn=state.apply_fn, batch=batch)
+    updates, _ = task.optimizer.transformation().update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    (loss, (logits, _)), _ = value_and_grad(params, state.model_state, task, batch, key)
     print(f"loss2: {loss:.6f}")
     print(f"number correct: {num_correct(logits, labels)} of {len(labels)}")
     return 0

@@ -15,8 +15,8 @@ from cnn_jax import cli, data, evaluate, predict
 from cnn_jax.config import Config
 from cnn_jax.runs.fit import fit
 from cnn_jax.runs.run import Run
-from cnn_jax.training import batches
-from cnn_jax.training.loop import predict as predict_logits
+from cnn_jax.training import evaluation
+from cnn_jax.training.evaluation import _chunk_logits as chunk_logits
 
 LINE = re.compile(r"(.*): (top|middle|bottom) (\d\.\d{4}), (top|middle|bottom) (\d\.\d{4})")
 
@@ -102,7 +102,7 @@ def test_files_are_read_batch_by_batch(call, pictures, monkeypatch):
         return predict(self, images)
 
     monkeypatch.setattr(Run, "predict", record)
-    monkeypatch.setattr(batches, "MAX_BYTES", 4 * 16 * 16)
+    monkeypatch.setattr(evaluation, "MAX_BATCH_BYTES", 4 * 16 * 16)
     assert call(*pictures) == whole
     assert sizes == [4, 4, 4, 4, 4, 3]
 
@@ -112,12 +112,12 @@ def test_a_batch_has_a_size_that_fits_its_images(run, dataset, monkeypatch, coun
     """The images of a batch decide how much memory the network takes."""
     seen = []
 
-    def record(params, apply_fn, images, **settings):
-        seen.append(len(images))
-        return predict_logits(params, apply_fn, images, **settings)
+    def record(variables, images, **settings):
+        seen.extend([images.shape[1]] * images.shape[0])
+        return chunk_logits(variables, images, **settings)
 
-    monkeypatch.setattr("cnn_jax.runs.run.predict", record)
-    monkeypatch.setattr(batches, "MAX_BYTES", 4 * 16 * 16)
+    monkeypatch.setattr(evaluation, "_chunk_logits", record)
+    monkeypatch.setattr(evaluation, "MAX_BATCH_BYTES", 4 * 16 * 16)
     run.predict(dataset.test.images[:count])
     assert seen == batch_sizes
 

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from cnn_jax.models.cnn import CNN
-from cnn_jax.training.state import create_train_state
-from cnn_jax.training.step import Batch, Params, loss_fn, train_step
+from cnn_jax.training.optimizer import Adam
+from cnn_jax.training.state import Params
+from cnn_jax.training.step import Batch, loss_fn, train_step
+from cnn_jax.training.task import Task
 
 Arrays = dict[str, np.ndarray]
 
-MODEL = CNN(10)
+TASK = Task(CNN(10), Adam(0.01))
+KEY = jax.random.key(0)
 LAYERS = ("conv1", "conv2", "fc1", "fc2", "out")
 PYTORCH_NAMES = {"kernel": "weight", "bias": "bias"}
 STEPS = 20
@@ -36,11 +39,11 @@ def reference() -> Arrays:
 @pytest.fixture(scope="module")
 def training(reference: Arrays) -> tuple[list[float], list[Params]]:
     """The loss of each step, and the parameters after it."""
-    state = create_train_state(MODEL, (28, 28, 1), 0.01, jax.random.key(0))
+    state = TASK.init(KEY, (28, 28, 1))
     state = state.replace(params=jax.tree.map(jnp.array, to_package(reference, "initial")))
     losses, params = [], []
     for step in range(STEPS):
-        state, metrics = train_step(state, batch_of(reference, step))
+        state, metrics = train_step(state, batch_of(reference, step), KEY, task=TASK)
         losses.append(float(metrics.loss))
         # Copies, for the next step reuses the memory.
         params.append(jax.tree.map(np.array, state.params))
@@ -91,12 +94,12 @@ def assert_all_below(errors: Params, tolerance: float) -> None:
     assert too_great == {}
 
 
-loss_and_grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=1)
+loss_and_grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=2)
 
 
 def test_logits_loss_and_gradients_agree(reference):
     params, batch = to_package(reference, "initial"), batch_of(reference, 0)
-    (loss, logits), grads = loss_and_grads(params, MODEL.apply, batch)
+    (loss, (logits, _)), grads = loss_and_grads(params, {}, TASK, batch, KEY)
     logits, grads = jax.device_get((logits, grads))
     assert relative_error(logits, reference["logits"]) < 1e-5
     assert float(loss) == pytest.approx(reference["losses"][0], rel=1e-5)
@@ -140,5 +143,5 @@ def test_mistaken_conversion_would_be_caught(
 ):
     params = to_package(reference, "initial")
     params[layer]["kernel"] = mistake(reference[f"initial/{layer}.weight"])
-    (_, logits), _ = loss_and_grads(params, MODEL.apply, batch_of(reference, 0))
+    (_, (logits, _)), _ = loss_and_grads(params, {}, TASK, batch_of(reference, 0), KEY)
     assert relative_error(np.array(logits), reference["logits"]) > 1e-2

@@ -15,7 +15,6 @@ from msgspec import Meta
 from cnn_jax import cli
 from cnn_jax.errors import UsageError, printable
 from cnn_jax.settings import Checkpoint, Count, FilePath, Settings, Switch, choice, setting
-from cnn_jax.training.batches import MAX_IMAGES, batch_size_for
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,9 +89,10 @@ def _classify(run: "Run", files: Iterator[Path], flags: PredictFlags) -> Iterato
     import numpy as np
 
     from cnn_jax.data.image import quiet
+    from cnn_jax.training.evaluation import MAX_BATCH, batch_size_for
 
     # The largest batch, because the number of files is not known in advance.
-    batch_size = batch_size_for(run.image_shape, MAX_IMAGES)
+    batch_size = batch_size_for(run.image_shape, MAX_BATCH)
     errors: list[UsageError] = []
 
     def read(path: Path) -> "np.ndarray | UsageError":

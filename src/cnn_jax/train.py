@@ -34,27 +34,28 @@ def main(args: Sequence[str]) -> int:
     config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
     # Slow imports come after the flags are parsed.
     from cnn_jax.report.console import EpochPrinter
-    from cnn_jax.runs.fit import DETERMINISTIC_OPS, StoppedError, fit, reached_target
+    from cnn_jax.runs.fit import DETERMINISTIC_OPS, StoppedError, fit, reached_target, resume
 
     if config.deterministic:
         # XLA reads its flags once, when jax initializes its devices.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_OPS}"
     with EpochPrinter(config.epochs) as printer, cli.StopSignals() as signals:
         try:
-            run = fit(
-                config,
-                flags.workdir,
-                resume=flags.resume,
-                on_epoch=printer.epoch,
-                on_chunk=printer.chunk,
-                stop_requested=signals.received,
-            )
+            listeners = {
+                "on_epoch": printer.epoch,
+                "on_chunk": printer.chunk,
+                "stop_requested": signals.received,
+            }
+            if flags.resume:
+                run = resume(flags.workdir, **listeners, **dataclasses.asdict(config))
+            else:
+                run = fit(config, flags.workdir, **listeners)
         except StoppedError as stopped:
             cli.say(stopped)
             return signals.exit_status
     cli.say(f"run directory: {run.workdir}")
     if config.target_accuracy is not None and not reached_target(config, run.history):
-        cli.say(f"the test accuracy did not reach {config.target_accuracy} in {config.epochs} epochs")
+        cli.say(f"the accuracy did not reach {config.target_accuracy} in {config.epochs} epochs")
         return 3
     return 0
 

@@ -16,9 +16,8 @@ from cnn_jax.data import Dataset, Split
 from cnn_jax.errors import UsageError
 from cnn_jax.formats.network import Network
 from cnn_jax.formats.weights import read_params
-from cnn_jax.models import create_model
 from cnn_jax.runs.run import Run
-from cnn_jax.training.state import abstract_train_state
+from cnn_jax.training.loop import abstract_state, create_task
 from cnn_jax.training.step import Params
 
 SHAPES = [(16, 16, 1), (21, 30, 3)]
@@ -33,13 +32,15 @@ def image_shape(request) -> tuple[int, int, int]:
 @pytest.fixture(scope="session")
 def make_run(tmp_path_factory) -> Callable[..., Run]:
     def make(image_shape: tuple[int, int, int], num_classes: int = 3, seed: int = 0) -> Run:
-        shapes = abstract_train_state(create_model("cnn", num_classes), image_shape, 0.01)
+        config = Config(dataset="noise")
+        task = create_task(config, num_classes)
+        shapes = abstract_state(task, image_shape)
         rng = np.random.default_rng(seed)
         # Large enough for the probabilities to lie apart.
         state = jax.tree.map(lambda leaf: rng.uniform(-0.3, 0.3, leaf.shape).astype(leaf.dtype), shapes)
         classes = tuple(f"class {number}" for number in range(num_classes))
-        config = Config(dataset="noise")
-        return Run(tmp_path_factory.mktemp("run"), config, image_shape, classes, False, (), jax.device_put(state))
+        workdir = tmp_path_factory.mktemp("run")
+        return Run(workdir, config, image_shape, classes, False, (), task, jax.device_put(state))
 
     return make
 
@@ -51,7 +52,7 @@ def run(make_run, image_shape) -> Run:
 
 @pytest.fixture
 def network(run) -> Network:
-    return Network("cnn", run.image_shape, run.class_names, jax.device_get(run.state.params))
+    return Network("cnn", run.task, run.image_shape, run.class_names, jax.device_get(run.state.params))
 
 
 @pytest.fixture

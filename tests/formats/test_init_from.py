@@ -12,7 +12,7 @@ from cnn_jax.errors import UsageError
 from cnn_jax.formats import pytorch, safetensors
 from cnn_jax.formats.network import Network
 from cnn_jax.report import plots
-from cnn_jax.runs.fit import StoppedError, fit
+from cnn_jax.runs.fit import StoppedError, fit, resume
 from cnn_jax.runs.run import load_run
 from cnn_jax.training.step import Batch, loss_fn
 
@@ -29,8 +29,8 @@ def small_data(dataset, monkeypatch):
 
 @pytest.fixture
 def given(make_run, dataset):
-    params = jax.device_get(make_run(SHAPE, seed=7).state.params)
-    return Network("cnn", SHAPE, dataset.class_names, params)
+    run = make_run(SHAPE, seed=7)
+    return Network("cnn", run.task, SHAPE, dataset.class_names, jax.device_get(run.state.params))
 
 
 @pytest.fixture(params=[safetensors, pytorch], ids=["flax", "pytorch"])
@@ -39,6 +39,11 @@ def config(request, given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights").write_bytes(request.param.to_bytes(given))
     return Config(epochs=2, batch_size=47, dataset="squares", init_from="weights")
+
+
+def continue_run(config, workdir, **options):
+    """Resume with all the settings of a config, as the command does."""
+    return resume(workdir, **options, **dataclasses.asdict(config))
 
 
 def assert_same_params(run1, run2):
@@ -56,7 +61,7 @@ def test_training_starts_from_exactly_these_weights(config, given, dataset):
 def test_the_first_steps_loss_is_these_weights(config, given, dataset):
     run = fit(config, "run")  # of one step an epoch
     batch = Batch.of(dataset.train.images, dataset.train.labels)
-    loss, _ = loss_fn(given.params, run.state.apply_fn, batch)
+    loss, _ = loss_fn(given.params, {}, run.task, batch, jax.random.key(0))
     assert run.history[0].loss == pytest.approx(float(loss), rel=1e-5)
 
 
@@ -66,18 +71,20 @@ def test_gone_on_with_they_are_not_read_again(config, tmp_path):
         fit(config, "parts", stop_requested=lambda: True)
     assert Config.from_yaml(tmp_path / "parts" / "config.yaml").init_from == str(tmp_path / "weights")
     (tmp_path / "weights").unlink()
-    assert_same_params(fit(config, "parts", resume=True), whole)
+    assert_same_params(continue_run(config, "parts"), whole)
 
 
 def test_other_weights_are_other_settings(config, tmp_path):
     fit(config, "run")
     with pytest.raises(UsageError, match=r"with other settings: init_from was /.*/weights and is now /.*/others;"):
-        fit(dataclasses.replace(config, init_from="others"), "run", resume=True)
+        continue_run(dataclasses.replace(config, init_from="others"), "run")
 
 
 def test_weights_of_another_network_leave_no_directory(config, make_run, tmp_path):
-    params = jax.device_get(make_run((16, 16, 3)).state.params)
-    (tmp_path / "weights").write_bytes(safetensors.to_bytes(Network("cnn", (16, 16, 3), ("a", "b", "c"), params)))
+    run = make_run((16, 16, 3))
+    params = jax.device_get(run.state.params)
+    network = Network("cnn", run.task, (16, 16, 3), ("a", "b", "c"), params)
+    (tmp_path / "weights").write_bytes(safetensors.to_bytes(network))
     with pytest.raises(
         UsageError, match=r"for 16x16x1 images: conv1\.kernel is \[5, 5, 3, 6\] and should be \[5, 5, 1"
     ):

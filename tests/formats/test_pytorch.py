@@ -148,7 +148,7 @@ def test_the_lessons_network_loads_the_file(make_run, tmp_path):
 
     run = make_run(LESSON, num_classes=10)
     params = jax.device_get(run.state.params)
-    (tmp_path / "file").write_bytes(pytorch.to_bytes(Network("cnn", LESSON, run.class_names, params)))
+    (tmp_path / "file").write_bytes(pytorch.to_bytes(Network("cnn", run.task, LESSON, run.class_names, params)))
     spec = importlib.util.spec_from_file_location("pytorch_lesson", ROOT / "scripts" / "pytorch_lesson.py")
     sys.modules["pytorch_lesson"] = lesson = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(lesson)

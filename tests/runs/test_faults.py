@@ -22,7 +22,7 @@ import pytest
 from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
-from cnn_jax.runs.fit import StoppedError, fit
+from cnn_jax.runs.fit import StoppedError, fit, resume
 from cnn_jax.report import page, plots
 from cnn_jax.runs.run import load_run
 
@@ -47,6 +47,11 @@ def whole(dataset, tmp_path_factory):
     return workdir
 
 
+def continue_run(config, workdir, **options):
+    """Resume with all the settings of a config, as the command does."""
+    return resume(workdir, **options, **dataclasses.asdict(config))
+
+
 def without_times(workdir):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [re.sub(r'"(seconds|images_per_second)": [\d.]+', "", line) for line in lines]
@@ -55,8 +60,7 @@ def without_times(workdir):
 def assert_same_outcome(workdir, reference):
     assert without_times(workdir) == without_times(reference)
     states = (load_run(path).state for path in (workdir, reference))
-    arrays = ((state.step, state.params, state.opt_state) for state in states)
-    jax.tree.map(np.testing.assert_array_equal, *arrays)
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def count_asks(workdir):
@@ -76,7 +80,7 @@ def stop_at(step):
 def test_stopped_anywhere_and_gone_on_with_is_the_same_to_the_bit(tmp_path, whole, small_data, asked):
     with pytest.raises(StoppedError, match=r"stopped after step \d+: continue with python -m cnn_jax\.train --resume"):
         fit(CONFIG, tmp_path / "parts", stop_requested=stop_at(asked))
-    fit(CONFIG, tmp_path / "parts", resume=True)
+    continue_run(CONFIG, tmp_path / "parts")
     assert_same_outcome(tmp_path / "parts", whole)
 
 
@@ -85,7 +89,7 @@ def test_stopped_while_the_report_is_written_it_says_how_to_go_on(tmp_path, whol
     asked = count_asks(tmp_path / "counted") - last
     with pytest.raises(StoppedError, match=r"stopped after step 20: continue with python -m cnn_jax\.train --resume"):
         fit(CONFIG, tmp_path / "parts", stop_requested=stop_at(asked))
-    fit(CONFIG, tmp_path / "parts", resume=True)
+    continue_run(CONFIG, tmp_path / "parts")
     assert_same_outcome(tmp_path / "parts", whole)
     assert {path.name for path in (tmp_path / "parts").iterdir()} == {path.name for path in whole.iterdir()}
 
@@ -99,13 +103,13 @@ def test_the_seconds_before_a_stop_count(tmp_path, small_data):
         fit(CONFIG, tmp_path, stop_requested=stop_at(3))
     (checkpoint,) = (path.parent for path in tmp_path.glob("checkpoints/6/sha256sums"))
     meta = json.loads((checkpoint / "meta/metadata").read_text())
-    meta["epoch"]["seconds"] += 1000
+    meta["epoch_seconds"] += 1000
     (checkpoint / "meta/metadata").write_text(json.dumps(meta))
     files = [str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()]
     sums = subprocess.run(["sha256sum", *files], cwd=checkpoint, capture_output=True, text=True, check=True).stdout
     lines = [line for line in sums.splitlines() if not line.endswith("sha256sums")]
     (checkpoint / "sha256sums").write_text("\n".join(lines) + "\n")
-    assert [record.seconds > 1000 for record in fit(CONFIG, tmp_path, resume=True).history] == [0, 1, 0, 0]
+    assert [record.seconds > 1000 for record in continue_run(CONFIG, tmp_path).history] == [0, 1, 0, 0]
 
 
 def test_half_a_line_of_metrics_is_repaired(tmp_path, whole, small_data):
@@ -113,7 +117,7 @@ def test_half_a_line_of_metrics_is_repaired(tmp_path, whole, small_data):
         fit(CONFIG, tmp_path / "parts", stop_requested=stop_at(5))
     metrics = tmp_path / "parts" / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"epoch": 1, "st')
-    fit(CONFIG, tmp_path / "parts", resume=True)
+    continue_run(CONFIG, tmp_path / "parts")
     assert_same_outcome(tmp_path / "parts", whole)
 
 
@@ -145,17 +149,17 @@ def test_going_on_from_the_older_checkpoint_is_the_same_to_the_bit(tmp_path, who
     fit(CONFIG, tmp_path / "parts")
     files = (path for path in (tmp_path / "parts/checkpoints/20/state").rglob("*") if path.is_file())
     damage(max(files, key=lambda path: path.stat().st_size), how)
-    fit(CONFIG, tmp_path / "parts", resume=True)
+    continue_run(CONFIG, tmp_path / "parts")
     assert_same_outcome(tmp_path / "parts", whole)
 
 
 def test_damaged_checkpoints_are_kept_until_the_next_time(tmp_path, small_data):
     fit(CONFIG, tmp_path)
     (tmp_path / "checkpoints/20/sha256sums").write_text("no sums\n")
-    fit(CONFIG, tmp_path, resume=True)
+    continue_run(CONFIG, tmp_path)
     names = {path.name.rstrip("0123456789") for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"", "damaged-20-"}
-    fit(dataclasses.replace(CONFIG, epochs=5), tmp_path, resume=True)
+    continue_run(dataclasses.replace(CONFIG, epochs=5), tmp_path)
     assert all(path.name.isdecimal() for path in (tmp_path / "checkpoints").iterdir())
 
 
@@ -164,7 +168,7 @@ def test_damaged_checkpoints_are_kept_until_the_next_time(tmp_path, small_data):
 def test_checkpoints_can_be_read_while_others_replace_them(tmp_path, whole, small_data, caplog):
     shutil.copytree(whole, tmp_path / "run")
     config = dataclasses.replace(CONFIG, epochs=16, checkpoint_every=1)
-    training = threading.Thread(target=fit, args=(config, tmp_path / "run"), kwargs={"resume": True})
+    training = threading.Thread(target=continue_run, args=(config, tmp_path / "run"))
     training.start()
     loaded = []
     while training.is_alive():
@@ -199,7 +203,7 @@ def test_all_checkpoints_damaged_is_an_error(tmp_path, small_data):
     fit(CONFIG, tmp_path)
     for sums in tmp_path.glob("checkpoints/*/sha256sums"):
         sums.write_text("no sums\n")
-    for attempt in (lambda: load_run(tmp_path), lambda: fit(CONFIG, tmp_path, resume=True)):
+    for attempt in (lambda: load_run(tmp_path), lambda: continue_run(CONFIG, tmp_path)):
         with pytest.raises(CnnJaxError, match=r"every checkpoint in .* is damaged: start a new run"):
             attempt()
 
@@ -213,10 +217,10 @@ def test_sums_are_what_sha256sum_checks(tmp_path, small_data):
 
 
 def test_another_format_is_refused_by_name(tmp_path, small_data, monkeypatch):
-    monkeypatch.setattr("cnn_jax.runs.fit.FORMAT", 4)
+    monkeypatch.setattr("cnn_jax.runs.metadata.FORMAT", 5)
     fit(CONFIG, tmp_path)
     monkeypatch.undo()
-    with pytest.raises(CnnJaxError, match="in format 4, and this one reads format 3: use the version that wrote it"):
+    with pytest.raises(CnnJaxError, match="in format 5, and this one reads format 4: use the version that wrote it"):
         load_run(tmp_path)
 
 
@@ -255,8 +259,8 @@ def test_killed_before_the_first_checkpoint_it_can_be_resumed(tmp_path, whole, s
     with pytest.raises(UsageError, match="holds a run: continue it with --resume"):
         fit(dataclasses.replace(CONFIG, seed=4), workdir)
     with pytest.raises(UsageError, match="trained with other settings: seed was 3 and is now 4"):
-        fit(dataclasses.replace(CONFIG, seed=4), workdir, resume=True)
-    fit(CONFIG, workdir, resume=True)
+        continue_run(dataclasses.replace(CONFIG, seed=4), workdir)
+    continue_run(CONFIG, workdir)
     assert_same_outcome(workdir, whole)
 
 
@@ -266,7 +270,7 @@ def test_interrupted_while_compiling_it_can_be_gone_on_with(tmp_path, whole, sma
         patch.setattr("cnn_jax.training.loop.Trainer.compile", mock.Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             fit(CONFIG, tmp_path / "parts")
-    fit(CONFIG, tmp_path / "parts", resume=True)
+    continue_run(CONFIG, tmp_path / "parts")
     assert_same_outcome(tmp_path / "parts", whole)
 
 
@@ -294,10 +298,10 @@ def test_only_some_settings_may_change(tmp_path, whole, small_data, setting):
     }
     changed = dataclasses.replace(CONFIG, **{setting: other[setting]})
     if setting in {"epochs", "data_dir", "target_accuracy", "checkpoint_every", "tensorboard"}:
-        assert fit(changed, tmp_path / "run", resume=True).history
+        assert continue_run(changed, tmp_path / "run").history
     else:
         with pytest.raises(UsageError, match=f"trained with other settings: {setting} was"):
-            fit(changed, tmp_path / "run", resume=True)
+            continue_run(changed, tmp_path / "run")
 
 
 def test_a_run_that_another_process_began_meanwhile_is_kept(tmp_path, whole, small_data, monkeypatch):
@@ -317,7 +321,7 @@ def test_fewer_epochs_than_are_begun_is_refused(tmp_path, small_data):
     with pytest.raises(StoppedError):
         fit(CONFIG, tmp_path, stop_requested=stop_at(3))
     with pytest.raises(UsageError, match="is already in epoch 2: --epochs must be at least 2"):
-        fit(dataclasses.replace(CONFIG, epochs=1), tmp_path, resume=True)
+        continue_run(dataclasses.replace(CONFIG, epochs=1), tmp_path)
 
 
 def test_a_second_process_is_refused(tmp_path, small_data):
@@ -332,9 +336,9 @@ time.sleep(60)
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
         holder.stdout.readline()
         with pytest.raises(UsageError, match="another process is training in"):
-            fit(CONFIG, tmp_path, resume=True)
+            continue_run(CONFIG, tmp_path)
         holder.kill()
-    fit(CONFIG, tmp_path, resume=True)  # the lock of a dead process is not in the way
+    continue_run(CONFIG, tmp_path)  # the lock of a dead process is not in the way
 
 
 def test_a_directory_that_vanishes_is_one_error(tmp_path, small_data):
@@ -380,7 +384,7 @@ def test_a_full_disk_is_one_error_and_what_was_saved_is_kept(tmp_path, whole, sm
     ):
         fit(CONFIG, small_disk / "run", on_epoch=fill)
     shutil.move(small_disk / "run", tmp_path / "run")
-    fit(CONFIG, tmp_path / "run", resume=True)
+    continue_run(CONFIG, tmp_path / "run")
     assert_same_outcome(tmp_path / "run", whole)
 
 
@@ -415,7 +419,7 @@ def test_a_directory_that_turns_read_only_is_one_error_and_what_was_saved_is_kep
     ):
         fit(CONFIG, small_disk / "run", on_epoch=turn_read_only)
     shutil.copytree(small_disk / "run", tmp_path / "run")
-    fit(CONFIG, tmp_path / "run", resume=True)
+    continue_run(CONFIG, tmp_path / "run")
     assert_same_outcome(tmp_path / "run", whole)
 
 

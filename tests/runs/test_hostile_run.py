@@ -1,5 +1,6 @@
 """Run directories from somebody else: nothing outside them is written or read, nothing hangs, nothing is executed."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.runs.fit import fit
+from cnn_jax.runs.fit import resume as resume_run
 from cnn_jax.runs.run import load_config, load_run
 from cnn_jax.runs.workdir import NAMES
 
@@ -46,8 +48,13 @@ def victim(tmp_path):
     assert path.read_text() == "precious"
 
 
+def continue_run(config, workdir, **options):
+    """Resume with all the settings of a config, as the command does."""
+    return resume_run(workdir, **options, **dataclasses.asdict(config))
+
+
 def resume(workdir):
-    return fit(CONFIG, workdir, resume=True)
+    return continue_run(CONFIG, workdir)
 
 
 def sign(checkpoint):
@@ -191,7 +198,7 @@ def test_settings_changed_by_hand_are_noticed(run, name, before, now):
     assert f"{name}: {before}\n" in text
     (run / "config.yaml").write_text(text.replace(f"{name}: {before}\n", f"{name}: {now}\n"))
     with pytest.raises(UsageError, match=rf"(?i)trained with other settings: {name} was {before} and is now {now};"):
-        fit(load_config(run), run, resume=True)
+        continue_run(load_config(run), run)
     assert load_run(run).config == CONFIG
 
 

@@ -9,9 +9,8 @@ from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split
 from cnn_jax.errors import UsageError
-from cnn_jax.runs.fit import fit
+from cnn_jax.runs.fit import fit, resume
 from cnn_jax.runs.run import load_run
-from cnn_jax.training import sharding
 
 CONFIG = Config(epochs=4, batch_size=10, dataset="squares", seed=3)
 
@@ -21,17 +20,18 @@ def known_dataset(dataset, monkeypatch):
     monkeypatch.setattr(data, "load", lambda config: dataclasses.replace(dataset, name=config.dataset))
 
 
+def continue_run(config, workdir, **options):
+    """Resume with all the settings of a config, as the command does."""
+    return resume(workdir, **options, **dataclasses.asdict(config))
+
+
 def without_times(path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: line[key] for key in line if key not in ("seconds", "images_per_second")} for line in lines]
 
 
 def assert_same_state(state1, state2):
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        (state1.step, state1.params, state1.opt_state),
-        (state2.step, state2.params, state2.opt_state),
-    )
+    jax.tree.map(np.testing.assert_array_equal, state1, state2)
 
 
 def test_what_a_run_leaves(tmp_path):
@@ -72,7 +72,7 @@ def test_resumed_is_the_same_to_the_bit(tmp_path, epochs):
     whole = fit(CONFIG, tmp_path / "whole")
     fit(dataclasses.replace(CONFIG, epochs=epochs), tmp_path / "parts")
     resumed = []
-    run = fit(CONFIG, tmp_path / "parts", resume=True, on_epoch=resumed.append)
+    run = continue_run(CONFIG, tmp_path / "parts", on_epoch=resumed.append)
     assert [record.epoch for record in resumed] == list(range(epochs, 4))
     assert_same_state(run.state, whole.state)
     assert without_times(tmp_path / "parts/metrics.jsonl") == without_times(tmp_path / "whole/metrics.jsonl")
@@ -80,7 +80,7 @@ def test_resumed_is_the_same_to_the_bit(tmp_path, epochs):
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     run = fit(CONFIG, tmp_path)
-    again = fit(CONFIG, tmp_path, resume=True)
+    again = continue_run(CONFIG, tmp_path)
     assert again.history == run.history
     assert_same_state(again.state, run.state)
 
@@ -118,7 +118,7 @@ def test_target_accuracy_stops_training(tmp_path):
     run = fit(config, tmp_path)
     *before, last = [record.test_accuracy for record in run.history]
     assert last >= 0.95 > max(before)
-    assert fit(config, tmp_path, resume=True).history == run.history
+    assert continue_run(config, tmp_path).history == run.history
 
 
 def test_a_directory_in_use_is_refused_and_kept(tmp_path):
@@ -132,19 +132,19 @@ def test_resuming_with_other_settings_is_refused(tmp_path):
     fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)
     other = dataclasses.replace(CONFIG, dataset="circles", batch_size=20)
     with pytest.raises(UsageError, match=r"batch_size was 10 and is now 20, dataset was squares and is now circles"):
-        fit(other, tmp_path, resume=True)
+        continue_run(other, tmp_path)
 
 
 def test_a_run_that_lost_its_checkpoints_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG.to_yaml())
     (tmp_path / "metrics.jsonl").touch()  # written after the first checkpoint
-    for attempt in (lambda: load_run(tmp_path), lambda: fit(CONFIG, tmp_path, resume=True)):
+    for attempt in (lambda: load_run(tmp_path), lambda: continue_run(CONFIG, tmp_path)):
         with pytest.raises(UsageError, match="holds no checkpoint"):
             attempt()
 
 
 def test_a_directory_without_run_is_refused(tmp_path):
-    for attempt in (lambda: load_run(tmp_path), lambda: fit(CONFIG, tmp_path, resume=True)):
+    for attempt in (lambda: load_run(tmp_path), lambda: continue_run(CONFIG, tmp_path)):
         with pytest.raises(UsageError, match="is not a run directory"):
             attempt()
 
@@ -180,12 +180,11 @@ def test_a_data_set_of_images_too_small_leaves_no_directory(tmp_path, dataset, m
     assert not (tmp_path / "run").exists()
 
 
-def test_going_on_with_other_devices_is_said(tmp_path, caplog, monkeypatch):
-    run = fit(dataclasses.replace(CONFIG, epochs=1), tmp_path / "run")
+def test_going_on_with_other_devices_is_said(tmp_path, caplog):
+    run = fit(dataclasses.replace(CONFIG, epochs=1), tmp_path / "run", devices=jax.devices()[:1])
     assert json.loads((run.workdir / "summary.json").read_text())["device_count"] == 1
-    monkeypatch.setattr(sharding, "MIN_PART", 5)
-    resumed = fit(dataclasses.replace(CONFIG, epochs=2), tmp_path / "run", resume=True)
-    assert "was trained on 1 device(s) and goes on with 2: the same up to rounding" in caplog.text
+    resumed = continue_run(dataclasses.replace(CONFIG, epochs=2), tmp_path / "run")
+    assert "was trained on 1 device(s) and continues on 2: the results agree up to rounding" in caplog.text
     assert json.loads((run.workdir / "summary.json").read_text())["device_count"] == 2
     expected = fit(dataclasses.replace(CONFIG, epochs=2), tmp_path / "other")
     assert resumed.history[-1].loss == pytest.approx(expected.history[-1].loss, rel=1e-4)
@@ -223,7 +222,7 @@ def test_prediction_is_the_softmax_of_the_logits(tmp_path, dataset, count):
     probabilities = run.predict(images)
     assert probabilities.shape == (count, 3)
     assert run.predict(images[:0]).shape == (0, 3)
-    logits = np.asarray(run.state.apply_fn({"params": run.state.params}, images.astype(np.float32) / 255), np.float64)
+    logits = np.asarray(run.task.model.apply({"params": run.state.params}, images.astype(np.float32) / 255), np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
 
@@ -262,4 +261,4 @@ def test_going_on_with_a_changed_data_set_is_refused(tmp_path, dataset, monkeypa
     ):
         monkeypatch.setattr(data, "load", lambda config, changed=changed: dataclasses.replace(changed, name="squares"))
         with pytest.raises(UsageError, match=r"the dataset changed since the run in .* was trained"):
-            fit(CONFIG, tmp_path, resume=True)
+            continue_run(CONFIG, tmp_path)

@@ -1,16 +1,32 @@
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cnn_jax.models import create_model
-from cnn_jax.training.state import create_train_state
-from cnn_jax.training.step import Batch, cross_entropy, eval_step, loss_fn, num_correct, scale, train_step
+from cnn_jax.training.metrics import cross_entropy, num_correct
+from cnn_jax.training.optimizer import Adam
+from cnn_jax.training.step import Batch, train_step
+from cnn_jax.training.step import loss_fn as loss_of_task
+from cnn_jax.training.task import Task, scale
+
+TASK = Task(create_model("cnn", 3), Adam(0.01))
+KEY = jax.random.key(1)
+
+
+def loss_fn(params, batch):
+    """The loss and the logits of a network that has no other state than its parameters."""
+    loss, (logits, model_state) = loss_of_task(params, {}, TASK, batch, KEY)
+    assert model_state == {}
+    return loss, logits
 
 
 @pytest.fixture
 def state():
-    return create_train_state(create_model("cnn", 3), (16, 16, 1), 0.01, jax.random.key(0))
+    return TASK.init(jax.random.key(0), (16, 16, 1))
 
 
 @pytest.fixture
@@ -20,8 +36,8 @@ def batch(dataset):
 
 
 def test_loss_decreases_after_one_step(state, batch):
-    state, metrics1 = train_step(state, batch)
-    _, metrics2 = train_step(state, batch)
+    state, metrics1 = train_step(state, batch, KEY, task=TASK)
+    _, metrics2 = train_step(state, batch, KEY, task=TASK)
     assert metrics2.loss < metrics1.loss
 
 
@@ -44,7 +60,7 @@ def test_num_correct_by_hand():
 
 
 def test_untrained_loss_is_near_chance(state, batch):
-    loss, logits = loss_fn(state.params, state.apply_fn, batch)
+    loss, logits = loss_fn(state.params, batch)
     assert logits.shape == (10, 3)
     assert loss == pytest.approx(np.log(3), rel=0.2)
 
@@ -53,13 +69,13 @@ def test_padding_changes_nothing(state, batch):
     """A padded batch has the loss, the gradients and the counts of the short batch it stands for."""
     short = Batch.of(batch.images[:7], batch.labels[:7])
     padded = batch._replace(mask=jnp.arange(10) < 7, num_examples=jnp.int32(7))
-    grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=1)
-    (loss, _), grads = grad(state.params, state.apply_fn, padded)
-    (expected_loss, _), expected_grads = grad(state.params, state.apply_fn, short)
+    grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    (loss, _), grads = grad(state.params, padded)
+    (expected_loss, _), expected_grads = grad(state.params, short)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), grads, expected_grads)
-    _, metrics = train_step(jax.tree.map(jnp.copy, state), padded)
-    _, expected = train_step(state, short)
+    _, metrics = train_step(jax.tree.map(jnp.copy, state), padded, KEY, task=TASK)
+    _, expected = train_step(state, short, KEY, task=TASK)
     assert metrics.num_examples == expected.num_examples == 7
     assert metrics.num_correct == expected.num_correct
     np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-6)
@@ -68,8 +84,8 @@ def test_padding_changes_nothing(state, batch):
 def test_train_step_is_adam_on_the_gradient_of_the_loss(state, batch):
     """The update is Adam's first step by hand: -learning_rate * g / (|g| + eps)."""
     before = jax.tree.map(np.array, state.params)
-    grads = jax.grad(lambda params: loss_fn(params, state.apply_fn, batch)[0])(state.params)
-    state, metrics = train_step(state, batch)
+    grads = jax.grad(lambda params: loss_fn(params, batch)[0])(state.params)
+    state, metrics = train_step(state, batch, KEY, task=TASK)
     assert state.step == 1
     assert metrics.num_examples == 10
 
@@ -80,22 +96,96 @@ def test_train_step_is_adam_on_the_gradient_of_the_loss(state, batch):
     jax.tree.map(check, before, grads, state.params)
 
 
-def test_eval_step_is_the_forward_pass(state, batch):
-    logits = eval_step(state.params, state.apply_fn, batch.images)
-    expected = state.apply_fn({"params": state.params}, np.asarray(batch.images, np.float32) / 255)
+def test_inference_is_the_forward_pass(state, batch):
+    logits = TASK.logits(state.variables, batch.images)
+    expected = TASK.model.apply({"params": state.params}, np.asarray(batch.images, np.float32) / 255)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_losses_and_gradients_of_parts_add_up(state, batch):
     """The second part is two examples and three that do not count: what counts is the size of the whole."""
     batch = batch._replace(mask=jnp.arange(10) < 7, num_examples=jnp.int32(7))
-    grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=1)
-    (loss, _), grads = grad(state.params, state.apply_fn, batch)
+    grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    (loss, _), grads = grad(state.params, batch)
     parts = [
         batch._replace(images=batch.images[s], labels=batch.labels[s], mask=batch.mask[s])
         for s in (slice(0, 5), slice(5, 10))
     ]
-    (loss1, _), grads1 = grad(state.params, state.apply_fn, parts[0])
-    (loss2, _), grads2 = grad(state.params, state.apply_fn, parts[1])
+    (loss1, _), grads1 = grad(state.params, parts[0])
+    (loss2, _), grads2 = grad(state.params, parts[1])
     np.testing.assert_allclose(loss1 + loss2, loss, rtol=1e-6)
     jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a + b, c, rtol=1e-4, atol=1e-7), grads1, grads2, grads)
+
+
+class Recorder(nn.Module):
+    """A model whose logits are its bias, and that remembers how many images it was given."""
+
+    @nn.compact
+    def __call__(self, images, batch=None):
+        seen = self.variable("counts", "seen", lambda: jnp.int32(0))
+        if batch is not None:
+            seen.value += batch.mask.sum()
+        return self.param("bias", nn.initializers.zeros, (3,)) + jnp.zeros((len(images), 1))
+
+
+def test_other_collections_are_part_of_the_state(batch):
+    task = Task(Recorder(), Adam(0.01))
+    state = task.init(KEY, (16, 16, 1))
+    assert state.model_state == {"counts": {"seen": 0}}
+    for expected in (10, 20):
+        state, _ = train_step(state, batch, KEY, task=task)
+        assert state.model_state["counts"]["seen"] == expected
+    logits = task.logits(state.variables, batch.images)
+    np.testing.assert_allclose(logits, np.tile(state.params["bias"], (10, 1)))
+
+
+def test_averaged_params_are_the_exponential_moving_average(state, batch):
+    task = dataclasses.replace(TASK, average_decay=0.9)
+    state = task.init(jax.random.key(0), (16, 16, 1))
+    expected = np.array(state.params["out"]["bias"], np.float64)
+    for _ in range(3):
+        state, _ = train_step(state, batch, KEY, task=task)
+        expected = 0.9 * expected + 0.1 * np.array(state.params["out"]["bias"], np.float64)
+    np.testing.assert_allclose(state.averaged_params["out"]["bias"], expected, rtol=1e-5)
+    assert state.variables["params"] is state.averaged_params
+
+
+def test_each_example_has_a_key_of_its_own_for_each_step(batch):
+    """Augmentation that replaces images by noise: a pure function of the run's key, the step and the place."""
+    noise = []
+
+    def augment(images, keys):
+        new = jax.vmap(lambda key: jax.random.bits(key, images.shape[1:], jnp.uint8))(keys)
+        jax.debug.callback(lambda images: noise.append(np.array(images)), new)
+        return new
+
+    task = dataclasses.replace(TASK, augment=augment)
+    state = task.init(jax.random.key(0), (16, 16, 1))
+    for run in range(2):
+        new_state = jax.tree.map(jnp.copy, state)
+        for _ in range(2):
+            new_state, _ = train_step(new_state, batch, jax.random.key(0), task=task)
+        jax.effects_barrier()
+        assert len(noise) == 2 * (run + 1)
+    np.testing.assert_array_equal(noise[0], noise[2])
+    np.testing.assert_array_equal(noise[1], noise[3])
+    images = np.concatenate(noise[:2])
+    assert len({image.tobytes() for image in images}) == 20
+
+
+def test_equal_tasks_share_a_program(batch):
+    """Nothing but equality counts: both tasks are made from scratch."""
+    compilations = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, duration, **details: (
+            compilations.append(event) if event.endswith("backend_compile_duration") else None
+        )
+    )
+    tasks = [Task(create_model("cnn", 3), Adam(0.003)) for _ in range(2)]
+    assert hash(tasks[0]) == hash(tasks[1])
+    states = [tasks[0].init(jax.random.key(seed), (16, 16, 1)) for seed in range(2)]
+    train_step(states[0], batch, KEY, task=tasks[0])
+    count = len(compilations)
+    assert count > 0
+    train_step(states[1], batch, KEY, task=tasks[1])
+    assert len(compilations) == count

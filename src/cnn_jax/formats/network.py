@@ -1,5 +1,6 @@
 """What is exported: a network apart from its training."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +9,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from cnn_jax.models import create_model
-from cnn_jax.training.step import Params, eval_step
+from cnn_jax.training.state import Params, Variables
+from cnn_jax.training.task import Task
 
 Classifier = Callable[[np.ndarray], np.ndarray]
 """Uint8 images ``[N, H, W, C]`` to float ``[N, classes]``, the probabilities."""
@@ -21,15 +22,19 @@ class Network:
 
     Attributes:
         model: the architecture's name.
+        task: the model and how images are prepared for it.
         image_shape: ``(H, W, C)``.
         class_names: one for each logit.
         params: as the model names them, in the host's memory.
+        model_state: the model's other collections, likewise.
     """
 
     model: str
+    task: Task
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     params: Params
+    model_state: Variables = dataclasses.field(default_factory=dict)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -42,7 +47,7 @@ class Network:
 
     def probabilities(self, images: jax.Array) -> jax.Array:
         """Uint8 ``[N, H, W, C]`` to float32 ``[N, classes]``: the program that is exported, scaling and all."""
-        model = create_model(self.model, len(self.class_names), portable=True)
-        # GPUs and TPUs else shorten the factors of a product, and give other numbers than were verified elsewhere.
+        task = dataclasses.replace(self.task, model=self.task.model.clone(portable=True))
+        # GPUs and TPUs otherwise shorten the factors of a product, and give other numbers than were verified elsewhere.
         with jax.default_matmul_precision("highest"):
-            return nn.softmax(eval_step(self.params, model.apply, images))
+            return nn.softmax(task.logits({"params": self.params, **self.model_state}, images))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cnn_jax.training.step import Params
+from cnn_jax.training.state import Params
 
 StateDict = Mapping[str, np.ndarray]
 

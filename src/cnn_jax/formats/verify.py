@@ -13,7 +13,7 @@ import numpy as np
 from cnn_jax.errors import CnnJaxError, UsageError, suggest
 from cnn_jax.formats import FILE_NAMES, Format
 from cnn_jax.formats.network import Classifier, Network
-from cnn_jax.training.batches import batch_size_for
+from cnn_jax.training.evaluation import batch_size_for
 
 MAX_IMAGES = 300
 """Images on which a file is verified; fewer where they are large."""

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from cnn_jax.errors import UsageError
 from cnn_jax.formats.state_dict import from_state_dict, to_state_dict
-from cnn_jax.training.step import Params
+from cnn_jax.training.state import Params
 
 FLOATS = {"F16", "BF16", "F32", "F64", "torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"}
 """What weights may be stored as, in safetensors' words and in PyTorch's."""

@@ -26,11 +26,11 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax.training.train_state import TrainState
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
 from cnn_jax import files
 from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.training.state import TrainState
 
 Which = Literal["newest", "best"]
 Result = TypeVar("Result")
@@ -38,12 +38,12 @@ Result = TypeVar("Result")
 SUMS = "sha256sums"
 
 UNSCORED = -1.0
-"""The test accuracy noted for a checkpoint inside an epoch, so that it is the best of none."""
+"""The accuracy recorded for a checkpoint inside an epoch, which is never the best."""
 
 DELETED = "deleted"
 """The directory that checkpoints are moved to when others have replaced them."""
 
-MAX_META = 1 << 26
+MAX_METADATA_BYTES = 1 << 26
 """Bytes of the metadata and of the sums; those of a run of 100,000 epochs take 30 million."""
 
 MAX_FILES = 100
@@ -62,17 +62,17 @@ class Checkpoint(NamedTuple):
     """A state, and whatever else was saved with it as JSON."""
 
     state: TrainState
-    meta: dict[str, Any]
+    metadata: dict[str, Any]
 
 
-def restore(directory: Path, like: Callable[[dict[str, Any]], TrainState], which: Which = "newest") -> Checkpoint:
-    """The newest checkpoint, or that of the best test accuracy; if it is damaged, the next one, with a warning.
+def restore(directory: Path, target: Callable[[dict[str, Any]], TrainState], which: Which = "newest") -> Checkpoint:
+    """The newest checkpoint, or that of the best accuracy; if it is damaged, the next one, with a warning.
 
     A training process may replace checkpoints meanwhile; then the reading starts again.
 
     Args:
         directory: of the checkpoints.
-        like: from a checkpoint's meta, the expected state, or its shapes and dtypes.
+        target: from a checkpoint's metadatadata, the expected state, or its shapes and dtypes.
         which: the newest, or the best.
 
     Raises:
@@ -81,23 +81,23 @@ def restore(directory: Path, like: Callable[[dict[str, Any]], TrainState], which
     """
 
     def read(path: Path) -> Checkpoint:
-        meta = _read_meta(path)
-        state = like(meta)
-        if mismatch := _mismatch(path, state):
+        metadata = _read_metadata(path)
+        state = target(metadata)
+        if mismatch := _structure_mismatch(path, state):
             raise _foreign(directory, mismatch)
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _arrays(state))
         with ocp.StandardCheckpointer() as checkpointer:
             arrays = checkpointer.restore(path.absolute() / "state", template)
         if arrays["step"] != _step(path):
             raise CnnJaxError(f"{path} holds the state of another step: start a new run")
-        return Checkpoint(state.replace(**jax.device_put(arrays)), meta)
+        return Checkpoint(state.replace(**jax.device_put(arrays)), metadata)
 
     return _read_one(directory, which, read)
 
 
-def newest_meta(directory: Path) -> dict[str, Any]:
+def newest_metadata(directory: Path) -> dict[str, Any]:
     """What the newest checkpoint holds besides the state. Raises as ``restore`` does."""
-    return _read_one(directory, "newest", _read_meta)
+    return _read_one(directory, "newest", _read_metadata)
 
 
 def _read_one(directory: Path, which: Which, read: Callable[[Path], Result]) -> Result:
@@ -132,7 +132,7 @@ def _choose(directory: Path, finished: Sequence[Path], which: Which) -> tuple[Pa
         damaged = [path for path in finished if not _is_whole(path)]
         whole = [path for path in finished if path not in damaged]
         if whole:
-            return max(whole, key=lambda path: (_read_meta(path)["test_accuracy"], _step(path))), damaged
+            return max(whole, key=lambda path: (_read_metadata(path)["accuracy"], _step(path))), damaged
     else:
         damaged = []
         for path in sorted(finished, key=_step, reverse=True):
@@ -146,8 +146,8 @@ def _foreign(directory: Path, reason: str) -> CnnJaxError:
     return CnnJaxError(f"the checkpoints in {directory} were not written by this package ({reason})")
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
-    return json.loads(files.read_bytes(path / "meta" / "metadata", MAX_META))
+def _read_metadata(path: Path) -> dict[str, Any]:
+    return json.loads(files.read_bytes(path / "meta" / "metadata", MAX_METADATA_BYTES))
 
 
 def holds_only_a_start(directory: Path) -> bool:
@@ -158,7 +158,7 @@ def holds_only_a_start(directory: Path) -> bool:
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints, keeping the newest two and the one of the best test accuracy.
+    """Writes a run's checkpoints, keeping the newest two and the one of the best accuracy.
 
     A context manager: leaving it waits for what is still being written.
     """
@@ -167,9 +167,9 @@ class CheckpointWriter:
         self._directory = directory
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep.AnyPreservationPolicy(
-                [keep.LatestN(2), keep.BestN(n=1, get_metric_fn=_test_accuracy)]
+                [keep.LatestN(2), keep.BestN(n=1, get_metric_fn=_accuracy)]
             ),
-            best_fn=_test_accuracy,  # Orbax writes metrics down only where it is given this too
+            best_fn=_accuracy,  # Orbax writes metrics down only where it is given this too
             cleanup_tmp_directories=True,
             todelete_subdir=DELETED,  # a rename at once, so that no reader finds half a checkpoint
             enable_async_checkpointing=False,  # the sums are to be written when Orbax is done: both in our own thread
@@ -192,15 +192,15 @@ class CheckpointWriter:
             self._thread.shutdown()
             self._manager.close()
 
-    def save(self, state: TrainState, meta: dict[str, Any], test_accuracy: float = UNSCORED) -> None:
-        """Begin to write a checkpoint; the state may be reused as soon as this returns.
+    def save(self, state: TrainState, metadata: dict[str, Any], accuracy: float | None) -> None:
+        """Start to write a checkpoint; the state may be reused as soon as this returns.
 
         A step that has a checkpoint already keeps it.
 
         Args:
             state: saved whole, under the number of its step.
-            meta: saved with it.
-            test_accuracy: by which the best checkpoint is chosen.
+            metadata: saved with it as JSON.
+            accuracy: by which the best checkpoint is chosen; None for one that is not a candidate.
 
         Raises:
             CnnJaxError: the checkpoint before could not be written.
@@ -211,13 +211,13 @@ class CheckpointWriter:
             return
         # Copies: on a CPU what jax.device_get returns is the device's own memory, which the next step reuses.
         arrays = jax.tree.map(np.array, _arrays(state))
-        meta = {**meta, "test_accuracy": test_accuracy}
-        self._writing = self._thread.submit(self._write, step, arrays, meta)
+        score = {"accuracy": UNSCORED if accuracy is None else accuracy}
+        self._writing = self._thread.submit(self._write, step, arrays, metadata | score, score)
 
-    def _write(self, step: int, arrays: dict[str, Any], meta: dict[str, Any]) -> None:
-        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta))
+    def _write(self, step: int, arrays: dict[str, Any], metadata: dict[str, Any], score: dict[str, float]) -> None:
+        items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(metadata))
         _reserve(self._directory, 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + 2**18)
-        self._manager.save(step, args=items, metrics=meta)
+        self._manager.save(step, args=items, metrics=score)
         path = self._directory / str(step)
         _sync_tree(path)
         with files.replacing(path / SUMS) as sums:
@@ -298,10 +298,11 @@ def _step(path: Path) -> int:
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    """The fields of a state that hold any, by name."""
+    return {name: tree for name, tree in vars(state).items() if jax.tree.leaves(tree)}
 
 
-def _mismatch(path: Path, state: TrainState) -> str | None:
+def _structure_mismatch(path: Path, state: TrainState) -> str | None:
     """How the arrays of a checkpoint differ from those expected, if they do: told before memory is taken for any."""
     leaves = jax.tree.leaves_with_path(_arrays(state))
     expected = {jax.tree_util.keystr(key, simple=True, separator="."): leaf for key, leaf in leaves}
@@ -320,8 +321,8 @@ def _mismatch(path: Path, state: TrainState) -> str | None:
     return None
 
 
-def _test_accuracy(metrics: dict[str, Any]) -> float:
-    return metrics["test_accuracy"]
+def _accuracy(metrics: dict[str, Any]) -> float:
+    return metrics["accuracy"]
 
 
 def _files(path: Path) -> Sequence[Path]:
@@ -368,7 +369,7 @@ def _sha256(path: Path) -> str:
 
 def _is_whole(path: Path) -> bool:
     try:
-        lines = files.read_bytes(path / SUMS, MAX_META).decode().splitlines()
+        lines = files.read_bytes(path / SUMS, MAX_METADATA_BYTES).decode().splitlines()
         return {name: sha256 for sha256, name in (line.split("  ", 1) for line in lines)} == _sums(path)
     except (OSError, ValueError):
         return False

@@ -1,88 +1,123 @@
-"""What a checkpoint holds besides the state, as JSON, and whether some JSON is that."""
+"""What a checkpoint holds besides the state, as JSON."""
 
 import dataclasses
 import math
 import reprlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.training.history import EpochRecord
+from cnn_jax.training.loop import Progress
+from cnn_jax.training.metrics import Metrics
 
-Meta = dict[str, Any]
+FORMAT = 4
+"""The version of the format of checkpoints."""
 
-FORMAT = 3
-"""The version of what a checkpoint holds."""
-
-_FORM = {
-    "format": int,
-    "config": {field.name: object for field in dataclasses.fields(Config)},
-    "device_count": int,
-    "image_shape": [int],
-    "class_names": [str],
-    "data_sha256": str,
-    "dark_background": bool,
-    "history": [object],
-    "epoch": {
-        "seconds": float,
-        "metrics": {"loss": float, "num_correct": int, "num_examples": int, "first_nonfinite_step": int},
-    },
-    "test_accuracy": float,
-}
-"""The types of what a checkpoint holds besides the state, once it is JSON."""
+_METRICS = {"loss": float, "num_correct": int, "num_examples": int, "first_nonfinite_step": int}
 
 
-def check_meta(meta: Meta, workdir: Path) -> None:
-    """Raise CnnJaxError unless it is what this version writes down for a run in ``workdir``."""
-    if meta["format"] != FORMAT:
-        raise CnnJaxError(
-            f"{workdir} was written by another version of cnn_jax, in format {reprlib.repr(meta['format'])}, "
-            f"and this one reads format {FORMAT}: use the version that wrote it"
+@dataclass(frozen=True)
+class RunMetadata:
+    """A run at one of its checkpoints.
+
+    Attributes:
+        config: the settings, with the dataset's resolved name.
+        device_count: devices that trained.
+        image_shape: ``(H, W, C)`` of the images.
+        class_names: one for each logit.
+        data_sha256: of the dataset.
+        dark_background: whether nearly all training images show something light on a dark background.
+        history: a record for each finished epoch.
+        epoch_seconds: spent on the epoch in progress.
+        epoch_metrics: the sums over its steps so far.
+    """
+
+    config: Config
+    device_count: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    data_sha256: str
+    dark_background: bool
+    history: tuple[EpochRecord, ...] = ()
+    epoch_seconds: float = 0.0
+    epoch_metrics: Metrics = dataclasses.field(default_factory=Metrics.zero)
+
+    def at(self, history: list[EpochRecord], progress: Progress) -> Self:
+        """The metadata of the same run at another point."""
+        return dataclasses.replace(
+            self, history=tuple(history), epoch_seconds=progress.seconds, epoch_metrics=progress.metrics
         )
-    if not (_has_form(meta, _FORM) and len(meta["image_shape"]) == 3):
-        raise CnnJaxError(f"the checkpoints in {workdir} were not written by this package: start a new run")
 
+    def to_json(self) -> dict[str, Any]:
+        """The metadata as JSON, with the version of the format."""
+        return {
+            "format": FORMAT,
+            **vars(self),
+            "config": dataclasses.asdict(self.config),
+            "history": [record.to_json() for record in self.history],
+            "epoch_metrics": self.epoch_metrics.to_numbers(),
+        }
 
-def config_of(meta: Meta, workdir: Path) -> Config:
-    """The settings that the run was trained with when the checkpoint was written.
+    @classmethod
+    def from_json(cls, values: Any, workdir: Path) -> Self:
+        """The metadata that ``to_json`` gave.
 
-    Raises:
-        CnnJaxError: they are not valid ones.
-    """
-    check_meta(meta, workdir)
-    try:
-        return Config.from_mapping(meta["config"], str(workdir))
-    except UsageError as error:
-        raise CnnJaxError(f"the checkpoints in {workdir} were not written by this package ({error})") from None
+        Args:
+            values: JSON from a checkpoint; it may be anything.
+            workdir: the run directory, for the messages.
 
-
-def history_of(meta: Meta) -> list[EpochRecord]:
-    """The epochs before the checkpoint."""
-    return [EpochRecord.from_json(record) for record in meta["history"]]
-
-
-def _has_form(value: Any, form: Any) -> bool:
-    """Whether a JSON value is of a type, a list of values of one form, or an object of a form for each of its keys.
-
-    ``object`` stands for any value.
-    """
-    match form:
-        case [inner]:
-            return type(value) is list and all(_has_form(item, inner) for item in value)
-        case dict():
-            return (
-                type(value) is dict
-                and value.keys() == form.keys()
-                and all(_has_form(value[key], form[key]) for key in form)
+        Raises:
+            CnnJaxError: another format, or not what this version writes.
+        """
+        try:
+            if values["format"] != FORMAT:
+                raise CnnJaxError(
+                    f"{workdir} was written by another version of cnn_jax, in format {reprlib.repr(values['format'])}, "
+                    f"and this one reads format {FORMAT}: use the version that wrote it"
+                )
+            return cls(
+                config=Config.from_mapping(values["config"], "config"),
+                device_count=_checked(values["device_count"], int),
+                image_shape=_image_shape(values["image_shape"]),
+                class_names=tuple(_checked(name, str) for name in _checked(values["class_names"], list)),
+                data_sha256=_checked(values["data_sha256"], str),
+                dark_background=_checked(values["dark_background"], bool),
+                history=tuple(_record(record) for record in _checked(values["history"], list)),
+                epoch_seconds=_checked(values["epoch_seconds"], float),
+                epoch_metrics=_metrics(values["epoch_metrics"]),
             )
-    if form is object:
-        return True
-    if type(value) is not form:
-        return False
-    # Numbers come from the device, whose have 32 bits; and none of its integers is negative here.
-    if form is int:
-        return 0 <= value < 2**31
-    return form is not float or not np.finfo(np.float32).max < abs(value) < math.inf
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+            raise CnnJaxError(
+                f"the checkpoints in {workdir} were not written by this package "
+                f"({reprlib.repr(str(error))}): start a new run"
+            ) from None
+
+
+def _checked(value: Any, kind: type) -> Any:
+    """The value, if it is of a type; and a number only if the device, whose numbers have 32 bits, may have given it."""
+    if type(value) is not kind:
+        raise TypeError(f"{reprlib.repr(value)} is not of type {kind.__name__}")
+    if (kind is int and not 0 <= value < 2**31) or (
+        kind is float and np.finfo(np.float32).max < abs(value) < math.inf
+    ):
+        raise ValueError(f"{reprlib.repr(value)} is out of range")
+    return value
+
+
+def _image_shape(value: Any) -> tuple[int, int, int]:
+    height, width, channels = (_checked(size, int) for size in _checked(value, list))
+    return height, width, channels
+
+
+def _record(value: Any) -> EpochRecord:
+    kinds = {field.name: int if field.type is int else float for field in dataclasses.fields(EpochRecord)}
+    return EpochRecord.from_json({name: _checked(number, kinds[name]) for name, number in value.items()})
+
+
+def _metrics(value: Any) -> Metrics:
+    return Metrics.from_numbers({name: _checked(value[name], kind) for name, kind in _METRICS.items()})

@@ -2,32 +2,31 @@
 
 import logging
 import reprlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import jax
 import numpy as np
-from flax.training.train_state import TrainState
+from scipy.special import softmax
 
 from cnn_jax import data
-from cnn_jax.training.batches import batch_size_for
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split, background
 from cnn_jax.data.image import read_image
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.formats import Format, verify
-from cnn_jax.formats.verify import Verification
 from cnn_jax.formats.network import Network
-from cnn_jax.runs.metadata import Meta, config_of, history_of
-from cnn_jax.models import create_model
-from cnn_jax.runs.checkpoint import Which, newest_meta, restore
-from cnn_jax.training.history import EpochRecord
-from cnn_jax.training.loop import evaluate, predict
-from cnn_jax.training.sharding import make_mesh, replicate
-from cnn_jax.training.state import abstract_train_state
+from cnn_jax.formats.verify import Verification
+from cnn_jax.runs.checkpoint import Which, newest_metadata, restore
+from cnn_jax.runs.metadata import RunMetadata
 from cnn_jax.runs.workdir import Workdir
+from cnn_jax.training.evaluation import batch_size_for, predict_logits, score
+from cnn_jax.training.history import EpochRecord
+from cnn_jax.training.loop import abstract_state, create_task
+from cnn_jax.training.sharding import make_mesh
+from cnn_jax.training.state import TrainState
+from cnn_jax.training.task import Task
 
 Invert = Literal["auto", "yes", "no"]
 
@@ -62,7 +61,8 @@ class Run:
         class_names: one for each logit.
         dark_background: whether nearly all images it was trained on show something light on a dark ground.
         history: a record for each epoch up to ``state``.
-        state: parameters and optimiser state.
+        task: the model and what it was trained with.
+        state: parameters, the model's other collections, and the optimizer's state.
     """
 
     workdir: Path
@@ -71,7 +71,22 @@ class Run:
     class_names: tuple[str, ...]
     dark_background: bool
     history: tuple[EpochRecord, ...]
+    task: Task
     state: TrainState
+
+    @classmethod
+    def of(cls, directory: Workdir, metadata: RunMetadata, task: Task, state: TrainState) -> Self:
+        """The run with this metadata in its checkpoints."""
+        return cls(
+            workdir=directory.path,
+            config=metadata.config,
+            image_shape=metadata.image_shape,
+            class_names=metadata.class_names,
+            dark_background=metadata.dark_background,
+            history=metadata.history,
+            task=task,
+            state=state,
+        )
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """How probable each class is for each image.
@@ -92,17 +107,9 @@ class Run:
                 f"the network takes images of uint8 [N, {expected}], not {images.dtype} {list(images.shape)}"
             )
         batch_size = batch_size_for(self.image_shape, len(images))
-        mesh = make_mesh(batch_size)
-        params = replicate(self.state.params, mesh)
-        probabilities = np.empty((len(images), len(self.class_names)), np.float32)
-        for first in range(0, len(images), batch_size):
-            part = images[first : first + batch_size]
-            # Fill up the last batch, so that the program is compiled only once.
-            filled = np.zeros((batch_size, *self.image_shape), np.uint8)
-            filled[: len(part)] = part
-            logits = predict(params, self.state.apply_fn, replicate(filled, mesh), batch_size=batch_size, mesh=mesh)
-            probabilities[first : first + len(part)] = jax.nn.softmax(jax.device_get(logits)[: len(part)])
-        return probabilities
+        mesh = make_mesh(jax.local_devices()[:batch_size])
+        logits = predict_logits(self.task, self.state.variables, images, batch_size=batch_size, mesh=mesh)
+        return softmax(logits, axis=-1)
 
     def prepare(self, file: str | Path, invert: Invert = "auto") -> np.ndarray:
         """Read an image file as the network wants it.
@@ -152,7 +159,10 @@ class Run:
             images = np.random.default_rng(0).integers(0, 256, (count, *self.image_shape), np.uint8)
         with jax.default_matmul_precision("highest"):  # as in what is exported
             expected = self.predict(images)
-        network = Network(self.config.model, self.image_shape, self.class_names, jax.device_get(self.state.params))
+        variables = jax.device_get(self.state.variables)
+        network = Network(
+            self.config.model, self.task, self.image_shape, self.class_names, variables.pop("params"), variables
+        )
         return verify.write(path, form, network, images, expected)
 
     def evaluate(self, dataset: Dataset) -> Evaluation:
@@ -173,17 +183,9 @@ class Run:
         classes = np.array([self.class_names.index(name) for name in dataset.class_names], np.int32)
         test = Split(dataset.test.images, classes[dataset.test.labels])
         batch_size = self.config.batch_size
-        mesh = make_mesh(batch_size)
-        params, images, labels = replicate((self.state.params, test.images, test.labels), mesh)
-        metrics, logits = jax.device_get(
-            evaluate(params, self.state.apply_fn, images, labels, batch_size=batch_size, mesh=mesh)
-        )
-        return Evaluation(
-            loss=float(metrics.loss / metrics.num_examples),
-            accuracy=float(metrics.num_correct / metrics.num_examples),
-            labels=test.labels,
-            predictions=logits.argmax(axis=-1).astype(np.int32),
-        )
+        logits = predict_logits(self.task, self.state.variables, test.images, batch_size=batch_size, mesh=make_mesh())
+        loss, accuracy = score(logits, test.labels)
+        return Evaluation(loss, accuracy, test.labels, logits.argmax(axis=-1).astype(np.int32))
 
 
 def load_run(workdir: str | Path, checkpoint: Which = "newest") -> Run:
@@ -196,13 +198,13 @@ def load_run(workdir: str | Path, checkpoint: Which = "newest") -> Run:
     directory = Workdir(Path(workdir))
     directory.check_holds_run()
 
-    def like(meta: Meta) -> TrainState:
-        config = config_of(meta, directory.path)
-        model = create_model(config.model, len(meta["class_names"]))
-        return abstract_train_state(model, tuple(meta["image_shape"]), config.learning_rate)
+    def target(values: dict[str, Any]) -> TrainState:
+        metadata = RunMetadata.from_json(values, directory.path)
+        return abstract_state(create_task(metadata.config, len(metadata.class_names)), metadata.image_shape)
 
-    state, meta = restore(directory.checkpoints, like, checkpoint)
-    return make_run(directory, config_of(meta, directory.path), meta, history_of(meta), state)
+    state, values = restore(directory.checkpoints, target, checkpoint)
+    metadata = RunMetadata.from_json(values, directory.path)
+    return Run.of(directory, metadata, create_task(metadata.config, len(metadata.class_names)), state)
 
 
 def load_config(workdir: str | Path) -> Config:
@@ -217,20 +219,7 @@ def load_config(workdir: str | Path) -> Config:
     try:
         return directory.config()
     except FileNotFoundError:
-        return config_of(newest_meta(directory.checkpoints), directory.path)
-
-
-def make_run(directory: Workdir, config: Config, meta: Meta, history: Sequence[EpochRecord], state: TrainState) -> Run:
-    """The run of these parts; ``meta`` is what its checkpoints hold."""
-    return Run(
-        workdir=directory.path,
-        config=config,
-        image_shape=tuple(meta["image_shape"]),
-        class_names=tuple(meta["class_names"]),
-        dark_background=meta["dark_background"],
-        history=tuple(history),
-        state=state,
-    )
+        return RunMetadata.from_json(newest_metadata(directory.checkpoints), directory.path).config
 
 
 def _describe(image_shape: tuple[int, int, int], class_names: tuple[str, ...]) -> str:

@@ -17,6 +17,7 @@ import jax
 from cnn_jax import files
 from cnn_jax.config import MAX_LENGTH, Config
 from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.training.evaluation import Score
 from cnn_jax.training.history import EpochRecord
 
 CONFIG = "config.yaml"
@@ -154,13 +155,22 @@ class Workdir:
             file.write(_json_line(record).encode())
 
     def write_summary(
-        self, config: Config, history: Sequence[EpochRecord], compile_seconds: float, device_count: int
+        self,
+        config: Config,
+        history: Sequence[EpochRecord],
+        test_score: Score,
+        compile_seconds: float,
+        device_count: int,
     ) -> dict[str, Any]:
-        """Write ``summary.json``: the outcome, what it took, and on what; returns what it holds."""
+        """Write ``summary.json``: the result, the time it took, and the hardware and software; returns its content."""
         last = history[-1]
+        validation = {
+            name: value for name, value in last.to_json().items() if name in ("validation_accuracy", "validation_loss")
+        }
         summary: dict[str, Any] = {
-            "test_accuracy": last.test_accuracy,
-            "test_loss": last.test_loss,
+            "test_accuracy": test_score.accuracy,
+            "test_loss": test_score.loss,
+            **validation,
             "epochs": len(history),
             "steps": last.step,
             "train_seconds": sum(record.seconds for record in history),

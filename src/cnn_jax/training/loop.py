@@ -1,140 +1,85 @@
 """The lesson's loop: batches into chunks, chunks into epochs."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.training.train_state import TrainState
 from jax.sharding import Mesh
 
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
-from cnn_jax.data.shuffle import epoch_order
 from cnn_jax.errors import CnnJaxError
 from cnn_jax.models import create_model
+from cnn_jax.training.evaluation import Score, predict_logits, score
 from cnn_jax.training.history import EpochRecord
+from cnn_jax.training.input import CHUNK_SPECS, MAX_CHUNK_STEPS, ArraySource, Chunk
 from cnn_jax.training.metrics import NO_STEP, Metrics
-from cnn_jax.training.sharding import (
-    make_mesh,
-    on_every_device,
-    part_of_batch,
-    parts_along,
-    replicate,
-    sum_over_devices,
-)
-from cnn_jax.training.state import abstract_train_state, create_train_state
-from cnn_jax.training.step import Batch, Params, cross_entropy, eval_step, num_correct, train_step
-
-CHUNK = 100
-"""Steps per call of the compiled program: as many as the host leaves unwatched."""
+from cnn_jax.training.optimizer import Adam
+from cnn_jax.training.sharding import AXIS, REPLICATED, data_parallel, make_mesh, replicate
+from cnn_jax.training.state import TrainState
+from cnn_jax.training.step import train_step
+from cnn_jax.training.task import Task
 
 
-def num_steps(num_examples: int, batch_size: int) -> int:
-    """Batches that a pass over the examples takes, the last one as short as it comes."""
-    return -(-num_examples // batch_size)
+@partial(jax.jit, static_argnames=("task", "mesh"), donate_argnames="state")
+def train_chunk(
+    state: TrainState, metrics: Metrics, chunk: Chunk, key: jax.Array, *, task: Task, mesh: Mesh
+) -> tuple[TrainState, Metrics]:
+    """The steps of a chunk as one program, whatever their number.
 
-
-def take_batch(
-    images: jax.Array, labels: jax.Array, order: jax.Array, step: jax.Array, batch_size: int, mesh: Mesh
-) -> Batch:
-    """The part that this device of the mesh has in the batch of one step of an epoch.
+    The sums in ``metrics`` are continued in the order of the steps, so that they are the same to the bit however an
+    epoch is cut into chunks.
 
     Args:
-        images: uint8 ``[N, H, W, C]``, the whole split.
-        labels: int32 ``[N]``.
-        order: int32 ``[steps * batch_size]``: the order of the examples, filled up to whole batches.
-        step: of the epoch, counted from 0.
-        batch_size: examples per batch, a multiple of the number of devices.
+        state: the state before the chunk; its memory is given to the new one.
+        metrics: of the epoch so far.
+        chunk: the batches, sharded over the devices.
+        key: the run's.
+        task: static.
         mesh: the devices.
     """
-    begin = step * batch_size
-    offset, size = part_of_batch(mesh, batch_size)
-    indices = jax.lax.dynamic_slice_in_dim(order, begin + offset, size)
-    mask = begin + offset + jnp.arange(size) < len(labels)
-    return Batch(images[indices], labels[indices], mask, jnp.minimum(batch_size, len(labels) - begin))
 
-
-@partial(jax.jit, static_argnames=("batch_size", "mesh"), donate_argnames="state")
-def train_chunk(
-    state: TrainState,
-    metrics: Metrics,
-    images: jax.Array,
-    labels: jax.Array,
-    order: jax.Array,
-    first: jax.Array,
-    last: jax.Array,
-    *,
-    batch_size: int,
-    mesh: Mesh,
-) -> tuple[TrainState, Metrics]:
-    """Steps ``first`` to ``last`` (exclusive) of an epoch as one program, whatever their number.
-
-    The other arguments are those of ``take_batch``. The sums in ``metrics`` are carried on in the order of the
-    steps, so that they come out the same to the bit however an epoch is cut into chunks.
-    """
-
-    def chunk(
-        state: TrainState, metrics: Metrics, images: jax.Array, labels: jax.Array, order: jax.Array, *steps: jax.Array
-    ) -> tuple[TrainState, Metrics]:
+    def take_steps(state: TrainState, metrics: Metrics, chunk: Chunk, key: jax.Array) -> tuple[TrainState, Metrics]:
         def body(step: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry
-            batch = take_batch(images, labels, order, step, batch_size, mesh)
-            state, step_metrics = train_step(state, batch, reduce_grads=sum_over_devices)
+            batch = jax.tree.map(lambda batches: batches[step], chunk.batches)
+            state, step_metrics = train_step(state, batch, key, task=task, axis_name=AXIS)
             return state, metrics + step_metrics
 
-        return jax.lax.fori_loop(*steps, body, (state, metrics))
+        return jax.lax.fori_loop(0, chunk.num_steps, body, (state, metrics))
 
-    return on_every_device(chunk, mesh)(state, metrics, images, labels, order, first, last)
-
-
-@partial(jax.jit, static_argnames=("apply_fn", "batch_size", "mesh"))
-def predict(
-    params: Params, apply_fn: Callable[..., jax.Array], images: jax.Array, *, batch_size: int, mesh: Mesh
-) -> jax.Array:
-    """The logits ``[N, classes]`` of uint8 images ``[N, H, W, C]``, computed by batches."""
-    batch_size = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
-    steps = num_steps(len(images), batch_size)
-
-    def predict_parts(params: Params, images: jax.Array) -> jax.Array:
-        def predict_part(step: jax.Array) -> jax.Array:
-            offset, size = part_of_batch(mesh, batch_size)
-            indices = step * batch_size + offset + jnp.arange(size)  # those past the end repeat the last image
-            return eval_step(params, apply_fn, images[indices])
-
-        return jax.lax.map(predict_part, jnp.arange(steps))
-
-    logits = on_every_device(predict_parts, mesh, parts_along(axis=1))(params, images)
-    return logits.reshape(steps * batch_size, -1)[: len(images)]
+    in_specs = (REPLICATED, REPLICATED, CHUNK_SPECS, REPLICATED)
+    return data_parallel(take_steps, mesh, in_specs, REPLICATED)(state, metrics, chunk, key)
 
 
-@partial(jax.jit, static_argnames=("apply_fn", "batch_size", "mesh"))
-def evaluate(
-    params: Params,
-    apply_fn: Callable[..., jax.Array],
-    images: jax.Array,
-    labels: jax.Array,
-    *,
-    batch_size: int,
-    mesh: Mesh,
-) -> tuple[Metrics, jax.Array]:
-    """Score a whole split, every example once.
+def create_state(task: Task, image_shape: tuple[int, int, int], key: jax.Array, mesh: Mesh) -> TrainState:
+    """The state at step 0 on every device of a mesh. Raises as ``Task.init`` does."""
+    # XLA's CPU compiler takes seconds to optimise the random number generator, which runs once.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    init = jax.jit(Task.init, static_argnums=(0, 2), compiler_options=options)
+    return replicate(init(task, key, image_shape), mesh)
 
-    Returns:
-        The metrics, whose loss is summed over the examples, and the logits ``[N, classes]``.
+
+def abstract_state(task: Task, image_shape: tuple[int, int, int]) -> TrainState:
+    """The state at step 0 as shapes and dtypes. Raises as ``Task.init`` does."""
+    return jax.eval_shape(partial(task.init, image_shape=image_shape), jax.random.key(0))
+
+
+def create_task(config: Config, num_classes: int) -> Task:
+    """The task that a config describes.
+
+    Raises:
+        UsageError: unknown model.
     """
-    logits = predict(params, apply_fn, images, batch_size=batch_size, mesh=mesh)
-    loss = cross_entropy(logits, labels).sum()
-    metrics = Metrics(loss, num_correct(logits, labels), jnp.int32(len(labels)), jnp.int32(NO_STEP))
-    return metrics, logits
+    return Task(create_model(config.model, num_classes), Adam(config.learning_rate))
 
 
 class ChunkReport(NamedTuple):
-    """How far an epoch has come: ``steps_done`` of ``steps`` steps, and their metrics, on the device."""
+    """The state of an epoch: ``steps_done`` of ``steps`` steps, and their metrics, on the device."""
 
     epoch: int
     steps_done: int
@@ -144,11 +89,11 @@ class ChunkReport(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """A training on its way: with the config and the data set, all that the rest of it is a function of.
+    """A point in a training: with the config and the dataset, all that the rest of it is a function of.
 
     Attributes:
-        step: steps taken, which tell the epoch and the place in it.
-        state: after them; the next chunk reuses its memory.
+        step: steps taken, from which the epoch and the place in it follow.
+        state: the state after them; the next chunk reuses its memory.
         metrics: of the epoch so far.
         seconds: spent on the epoch so far.
     """
@@ -164,41 +109,63 @@ class NonFiniteError(CnnJaxError):
 
 
 class Trainer:
-    """A config's training and evaluation on a data set, whose examples it holds on the devices.
+    """Training and evaluation of a config on a dataset.
+
+    Args:
+        config: the settings.
+        dataset: the examples; they stay in the host's memory.
+        devices: to train on; by default all of this process.
+        task: what to train; by default what the config describes.
+        max_chunk_steps: maximum number of steps between two looks of the host.
 
     Attributes:
-        mesh: the devices that train.
-        steps_per_epoch: batches an epoch.
-        abstract_state: a state's shapes and dtypes.
+        task: what is trained.
+        mesh: the devices.
+        steps_per_epoch: batches in an epoch.
+        selection_split: the name of the split that is scored after each epoch.
 
     Raises:
         UsageError: unknown model, or images too small for it.
     """
 
-    def __init__(self, config: Config, dataset: Dataset):
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        devices: Sequence[jax.Device] | None = None,
+        task: Task | None = None,
+        max_chunk_steps: int = MAX_CHUNK_STEPS,
+    ):
         self._config = config
-        self._batch_size = min(config.batch_size, len(dataset.train))  # nothing is gained by more padding than examples
-        self.mesh = make_mesh(self._batch_size)
-        self.steps_per_epoch = num_steps(len(dataset.train), self._batch_size)
-        self._image_shape = dataset.image_shape
-        self._model = create_model(config.model, len(dataset.class_names))
-        self.abstract_state = abstract_train_state(self._model, self._image_shape, config.learning_rate)
-        self._train, self._test = replicate(
-            [(split.images, split.labels) for split in (dataset.train, dataset.test)], self.mesh
+        self._dataset = dataset
+        self.mesh = make_mesh(devices)
+        self.task = create_task(config, len(dataset.class_names)) if task is None else task
+        self._batch_size = min(config.batch_size, len(dataset.train))  # more would only be padding
+        self._source = ArraySource(
+            dataset.train,
+            batch_size=self._batch_size,
+            seed=config.seed,
+            shuffle=config.shuffle,
+            mesh=self.mesh,
+            max_chunk_steps=max_chunk_steps,
         )
+        self.steps_per_epoch = self._source.steps_per_epoch
+        self.selection_split = "validation" if "validation" in dataset.splits else "test"
+        self._key = jax.random.key(config.seed)
+        self._step_key = replicate(jax.random.fold_in(self._key, 1), self.mesh)  # the key itself draws the parameters
+        self.abstract_state = abstract_state(self.task, dataset.image_shape)
 
     def start(self) -> Progress:
-        """The beginning of training, a function of the config's seed."""
-        key = jax.random.key(self._config.seed)
-        state = create_train_state(self._model, self._image_shape, self._config.learning_rate, key)
-        return Progress(0, replicate(state, self.mesh), self._no_metrics(), 0.0)
+        """The start of training, a function of the config's seed."""
+        state = create_state(self.task, self._dataset.image_shape, self._key, self.mesh)
+        return Progress(0, state, self._no_metrics(), 0.0)
 
     def compile(self) -> float:
-        """Have both programs compiled, by a chunk of no steps and an evaluation; returns the seconds it took."""
+        """Compile both programs, by a chunk of no steps and an evaluation; returns the seconds it took."""
         began = time.perf_counter()
         start = self.start()
-        state, _ = self._train_chunk(start.state, start.metrics, self._order(epoch=0), 0, 0)
-        jax.block_until_ready(self.evaluate(state.params))
+        state, _ = self._train_chunk(start.state, start.metrics, epoch=0, start=0, stop=0)
+        self.evaluate(state, self.selection_split)
         return time.perf_counter() - began
 
     def epochs(
@@ -208,37 +175,39 @@ class Trainer:
         on_chunk: Callable[[ChunkReport], None] = lambda report: None,
         before_chunk: Callable[[Progress], None] = lambda progress: None,
     ) -> Iterator[tuple[EpochRecord, Progress]]:
-        """Train from anywhere to the end of the config's last epoch.
+        """Train from any point to the end of the config's last epoch.
 
         Args:
-            progress: where to begin; its state's memory is reused.
-            on_chunk: told how far the epoch has come, each time when the next chunk is already dispatched.
-            before_chunk: given the progress while its memory is not yet reused, to save it or to stop.
+            progress: where to start; its memory is reused.
+            on_chunk: called with the state of the epoch, each time when the next chunk is already dispatched.
+            before_chunk: called with the progress while its memory is not yet reused, to save it or to stop.
 
         Yields:
             Each epoch's record, and the progress at its end.
 
         Raises:
-            NonFiniteError: the loss or the gradient stopped being finite; known at the next chunk's end.
+            NonFiniteError: the loss or the gradient is no longer finite; known at the next chunk's end.
         """
         state, metrics = replicate((progress.state, progress.metrics), self.mesh)
         progress = Progress(progress.step, state, metrics, progress.seconds)
         for epoch in range(progress.step // self.steps_per_epoch, self._config.epochs):
             progress = self._train_epoch(progress, on_chunk, before_chunk)
-            test_metrics, _ = self.evaluate(progress.state.params)
-            record = self._record(epoch, progress, jax.device_get(test_metrics))
+            score, _ = self.evaluate(progress.state, self.selection_split)
+            record = self._record(epoch, progress, score)
             progress = Progress(progress.step, progress.state, self._no_metrics(), 0.0)
             yield record, progress
 
-    def evaluate(self, params: Params) -> tuple[Metrics, jax.Array]:
-        """Metrics and logits of the test examples, as ``evaluate`` gives them."""
-        return evaluate(params, self._model.apply, *self._test, batch_size=self._batch_size, mesh=self.mesh)
+    def evaluate(self, state: TrainState, split: str) -> tuple[Score, np.ndarray]:
+        """Score and logits ``[N, classes]`` of a split of the dataset."""
+        images, labels = self._dataset.splits[split].images, self._dataset.splits[split].labels
+        logits = predict_logits(self.task, state.variables, images, batch_size=self._batch_size, mesh=self.mesh)
+        return score(logits, labels), logits
 
     def check_finite(self, metrics: Metrics) -> None:
-        """Raise NonFiniteError where a step was not finite; waits for the steps that the metrics are of."""
+        """Raise NonFiniteError if a step was not finite; waits for the steps that the metrics are of."""
         if (step := int(metrics.first_nonfinite_step)) != NO_STEP:
             raise NonFiniteError(
-                f"the loss or the gradient is not finite at step {step}: train anew with a --learning-rate below "
+                f"the loss or the gradient is not finite at step {step}: start a new run with a --learning-rate below "
                 f"{self._config.learning_rate:g}"
             )
 
@@ -250,53 +219,46 @@ class Trainer:
     ) -> Progress:
         began = time.perf_counter() - progress.seconds
         step, state, metrics = progress.step, progress.state, progress.metrics
-        epoch = step // self.steps_per_epoch
-        order = self._order(epoch)
-        first_step, last_step = epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch
-        while step < last_step:
+        epoch, done = divmod(step, self.steps_per_epoch)
+        first_step = step - done
+        while done < self.steps_per_epoch:
             before_chunk(Progress(step, state, metrics, time.perf_counter() - began))
-            report = ChunkReport(epoch, step - first_step, self.steps_per_epoch, metrics)
-            end = min(self._next_stop(step), last_step)
-            state, metrics = self._train_chunk(state, metrics, order, step - first_step, end - first_step)
+            report = ChunkReport(epoch, done, self.steps_per_epoch, metrics)
+            stop = min(self._next_look(step) - first_step, self.steps_per_epoch)
+            state, metrics = self._train_chunk(state, metrics, epoch, done, stop)
             self.check_finite(report.metrics)
             on_chunk(report)
-            step = end
+            step, done = first_step + stop, stop
         metrics = jax.device_get(metrics)
         self.check_finite(metrics)
         return Progress(step, state, metrics, time.perf_counter() - began)
 
-    def _next_stop(self, step: int) -> int:
-        """The step at which the host looks up next: after a whole chunk, or where a checkpoint is to be written."""
-        stop = step + CHUNK
+    def _next_look(self, step: int) -> int:
+        """The step at which the host looks next: after a whole chunk, or when a checkpoint is due."""
+        look = step + self._source.chunk_steps
         if every := self._config.checkpoint_every:
-            stop = min(stop, (step // every + 1) * every)
-        return stop
+            look = min(look, (step // every + 1) * every)
+        return look
 
     def _train_chunk(
-        self, state: TrainState, metrics: Metrics, order: jax.Array, first: int, last: int
+        self, state: TrainState, metrics: Metrics, epoch: int, start: int, stop: int
     ) -> tuple[TrainState, Metrics]:
-        # Put on the devices by name, so that a chunk can run under a guard against transfers.
-        steps = replicate((np.int32(first), np.int32(last)), self.mesh)
-        return train_chunk(state, metrics, *self._train, order, *steps, batch_size=self._batch_size, mesh=self.mesh)
+        chunk = self._source.chunk(epoch, start, stop)
+        return train_chunk(state, metrics, chunk, self._step_key, task=self.task, mesh=self.mesh)
 
-    def _record(self, epoch: int, progress: Progress, test: Metrics) -> EpochRecord:
+    def _record(self, epoch: int, progress: Progress, score: Score) -> EpochRecord:
         train = progress.metrics
+        scores = {f"{self.selection_split}_loss": score.loss, f"{self.selection_split}_accuracy": score.accuracy}
         return EpochRecord(
             epoch=epoch,
             step=progress.step,
             total_correct=int(train.num_correct),
             loss=float(train.loss),
             train_accuracy=float(train.num_correct / train.num_examples),
-            test_loss=float(test.loss / test.num_examples),
-            test_accuracy=float(test.num_correct / test.num_examples),
             seconds=progress.seconds,
             images_per_second=float(train.num_examples / progress.seconds),
+            **{"test_loss": None, "test_accuracy": None, **scores},
         )
-
-    def _order(self, epoch: int) -> jax.Array:
-        _, labels = self._train
-        order = epoch_order(len(labels), self._config.seed, epoch, self._config.shuffle)
-        return replicate(np.resize(order, self.steps_per_epoch * self._batch_size), self.mesh)
 
     def _no_metrics(self) -> Metrics:
         return replicate(Metrics.zero(), self.mesh)

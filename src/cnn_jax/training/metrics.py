@@ -1,22 +1,32 @@
-"""Sums over steps, kept on the device and divided once."""
+"""Losses and counts, and their sums over steps, kept on the device and divided once."""
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 
 NO_STEP = 2**31 - 1
-"""The step at which something happened that did not happen."""
+"""The value of ``Metrics.first_nonfinite_step`` while all steps are finite."""
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The loss of each example: logits float32 ``[B, classes]`` and labels int32 ``[B]`` to float32 ``[B]``."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def num_correct(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """The number of unmasked examples whose largest logit is their label's, an int32 scalar."""
+    return jnp.sum(logits.argmax(axis=-1) == labels, where=mask, dtype=jnp.int32)
 
 
 @struct.dataclass
 class Metrics:
-    """What the steps of a pass over a data set add up to; every field is a scalar on the device.
+    """The sums over the training steps of an epoch; every field is a scalar on the device.
 
     Attributes:
-        loss: float32. A training step adds its batch's mean loss, as the lesson's loop does; an evaluation step
-            adds the losses of its examples.
-        num_correct: int32, examples whose largest logit is their label's.
-        num_examples: int32, examples seen; padding does not count.
+        loss: float32, sum of the batches' mean losses, as in the lesson's loop.
+        num_correct: int32, examples predicted correctly, each before the update it took part in.
+        num_examples: int32, examples seen, without padding.
         first_nonfinite_step: int32, the first step whose loss or new parameters were not finite, or ``NO_STEP``.
     """
 

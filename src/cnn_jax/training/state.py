@@ -1,67 +1,35 @@
 """The state that training carries from step to step."""
 
-from collections.abc import Callable
-from functools import cache
+from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import optax
-from flax.training.train_state import TrainState
+from flax import struct
+
+Params = dict[str, Any]
+Variables = dict[str, Any]
 
 
-@cache
-def optimizer(learning_rate: float) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba, https://arxiv.org/abs/1412.6980); its other constants are the paper's, as in PyTorch.
+@struct.dataclass
+class TrainState:
+    """All that changes while training; every leaf is an array, and a checkpoint holds all of them.
 
-    The same object for the same rate: a state carries it as part of its type, and a program compiled for one state
-    takes another only if they agree in it.
+    Attributes:
+        step: int32 scalar, steps taken.
+        params: the model's parameters.
+        model_state: the model's other collections, such as ``batch_stats``; empty for a model that has none.
+        opt_state: the optimizer's state.
+        averaged_params: exponential moving average of ``params``, or None.
     """
-    return optax.adam(learning_rate)
 
+    step: jax.Array
+    params: Params
+    model_state: Variables
+    opt_state: optax.OptState
+    averaged_params: Params | None = None
 
-def create_train_state(
-    model: nn.Module, image_shape: tuple[int, int, int], learning_rate: float, key: jax.Array
-) -> TrainState:
-    """Initial parameters and optimiser state, at step 0.
-
-    Args:
-        model: maps float32 images ``[N, H, W, C]`` to logits.
-        image_shape: ``(H, W, C)``.
-        learning_rate: Adam's.
-        key: determines the parameters.
-
-    Raises:
-        UsageError: the images are too small for the model.
-    """
-    return _compiled_init(model, image_shape, learning_rate)(key)
-
-
-def abstract_train_state(model: nn.Module, image_shape: tuple[int, int, int], learning_rate: float) -> TrainState:
-    """What ``create_train_state`` returns, as shapes and dtypes.
-
-    Raises:
-        UsageError: the images are too small for the model.
-    """
-    return jax.eval_shape(_init(model, image_shape, learning_rate), jax.random.key(0))
-
-
-@cache
-def _compiled_init(
-    model: nn.Module, image_shape: tuple[int, int, int], learning_rate: float
-) -> Callable[[jax.Array], TrainState]:
-    # XLA's CPU compiler takes seconds to optimise the generator of random numbers, which runs once.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(_init(model, image_shape, learning_rate), compiler_options=options)
-
-
-def _init(
-    model: nn.Module, image_shape: tuple[int, int, int], learning_rate: float
-) -> Callable[[jax.Array], TrainState]:
-    def init(key: jax.Array) -> TrainState:
-        params = model.init(key, jnp.zeros((1, *image_shape)))["params"]
-        state = TrainState.create(apply_fn=model.apply, params=params, tx=optimizer(learning_rate))
-        # Of one type with a restored step, so that the training program is compiled once for both.
-        return state.replace(step=jnp.zeros((), jnp.int32))
-
-    return init
+    @property
+    def variables(self) -> Variables:
+        """What inference applies the model to: the averaged parameters if there are any, and the other collections."""
+        params = self.params if self.averaged_params is None else self.averaged_params
+        return {"params": params, **self.model_state}

@@ -1,27 +1,27 @@
-"""The lesson's cycle for one batch, as pure functions."""
+"""The lesson's cycle for one batch, as pure functions: forward pass, loss, gradient, update."""
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax.training.train_state import TrainState
 
-from cnn_jax.training.metrics import NO_STEP, Metrics
-
-Params = dict[str, Any]
+from cnn_jax.models.layers import BatchContext
+from cnn_jax.training.metrics import NO_STEP, Metrics, num_correct
+from cnn_jax.training.sharding import device_index, sum_over_devices
+from cnn_jax.training.state import Params, TrainState, Variables
+from cnn_jax.training.task import Task
 
 
 class Batch(NamedTuple):
-    """A fixed number of examples; the last batch of an epoch is filled up with examples that do not count.
+    """A fixed number of examples, padded at the end; with several devices, the part of a batch that one of them has.
 
     Attributes:
         images: uint8 ``[B, H, W, C]``.
         labels: int32 ``[B]``.
         mask: bool ``[B]``, false for padding.
-        num_examples: int32, the examples that count; where this is a device's part of a batch, those of the whole.
+        num_examples: int32 scalar, examples in the whole batch, without padding.
     """
 
     images: jax.Array
@@ -31,71 +31,61 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, images: jax.Array, labels: jax.Array) -> "Batch":
-        """A batch in which every example counts."""
+        """A batch without padding."""
         return cls(images, labels, jnp.ones(len(labels), bool), jnp.int32(len(labels)))
 
 
-def scale(images: jax.Array) -> jax.Array:
-    """Uint8 images to float32 in [0, 1], as torchvision's ``ToTensor`` does."""
-    return images.astype(jnp.float32) / 255
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Each example's loss: float32 ``[B, classes]`` and int32 ``[B]`` to float32 ``[B]``."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-def num_correct(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """How many of the examples that count have their largest logit at their label, an int32 scalar."""
-    return jnp.sum(logits.argmax(axis=-1) == labels, where=mask, dtype=jnp.int32)
-
-
-def loss_fn(params: Params, apply_fn: Callable[..., jax.Array], batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Mean cross-entropy over the examples of a batch that count.
+def loss_fn(
+    params: Params, model_state: Variables, task: Task, batch: Batch, key: jax.Array, axis_name: str | None = None
+) -> tuple[jax.Array, tuple[jax.Array, Variables]]:
+    """Mean loss over the examples of a batch.
 
     Args:
         params: the model's parameters, with respect to which this is differentiated.
-        apply_fn: ``apply_fn({"params": params}, images)`` gives the logits of float32 images.
+        model_state: the model's other collections.
+        task: the model, the loss and the preparation of the images.
         batch: the examples.
+        key: determines augmentation and dropout.
+        axis_name: of the devices that share the batch, inside ``jax.shard_map``.
 
     Returns:
-        The loss, a float32 scalar, and the logits ``[B, classes]``. The losses of a batch's parts add up to its own.
+        The loss, a float32 scalar (those of a batch's parts add up to that of the batch), the logits ``[B, classes]``,
+        and the other collections after the batch.
     """
-    logits = eval_step(params, apply_fn, batch.images)
-    return jnp.sum(cross_entropy(logits, batch.labels), where=batch.mask) / batch.num_examples, logits
+    size = len(batch.labels)
+    context = BatchContext(device_index(axis_name) * size + jnp.arange(size), batch.mask, axis_name)
+    logits, model_state = task.train_logits(params, model_state, batch.images, context, key)
+    loss = jnp.sum(task.loss(logits, batch.labels), where=batch.mask) / batch.num_examples.astype(jnp.float32)
+    return loss, (logits, model_state)
 
 
-@partial(jax.jit, static_argnames="reduce_grads", donate_argnames="state")
+@partial(jax.jit, static_argnames=("task", "axis_name"), donate_argnames="state")
 def train_step(
-    state: TrainState, batch: Batch, *, reduce_grads: Callable[[Any], Any] = lambda tree: tree
+    state: TrainState, batch: Batch, key: jax.Array, *, task: Task, axis_name: str | None = None
 ) -> tuple[TrainState, Metrics]:
-    """Forward pass, loss, gradient, Adam update.
+    """Forward pass, loss, gradient, update.
 
     Args:
-        state: parameters and optimiser state; its memory is given to the new state.
+        state: the state before the step; its memory is given to the new one.
         batch: the examples.
-        reduce_grads: where each of several devices has a part of the batch, the sum over them of a tree of arrays.
+        key: the run's, to which the step's number is added.
+        task: static.
+        axis_name: of the devices that share the batch, inside ``jax.shard_map``.
 
     Returns:
-        The state one step on, and this step's metrics, taken before the update.
+        The state after the step, and the step's metrics, computed before the update.
     """
-    (loss, logits), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.apply_fn, batch)
-    grads, loss, correct = reduce_grads((grads, loss, num_correct(logits, batch.labels, batch.mask)))
-    new_state = state.apply_gradients(grads=grads)
+    key = jax.random.fold_in(key, state.step)
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (logits, model_state)), grads = value_and_grad(state.params, state.model_state, task, batch, key, axis_name)
+    correct = num_correct(logits, batch.labels, batch.mask)
+    grads, loss, correct = sum_over_devices((grads, loss, correct), axis_name)
+    updates, opt_state = task.optimizer.transformation().update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    averaged_params = state.averaged_params
+    if averaged_params is not None:
+        averaged_params = optax.incremental_update(params, averaged_params, 1 - task.average_decay)
+    new_state = TrainState(state.step + 1, params, model_state, opt_state, averaged_params)
     # A gradient that is not finite makes parameters that are not.
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(new_state.params))
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params))
     return new_state, Metrics(loss, correct, batch.num_examples, jnp.where(finite, NO_STEP, state.step))
-
-
-def eval_step(params: Params, apply_fn: Callable[..., jax.Array], images: jax.Array) -> jax.Array:
-    """The forward pass alone.
-
-    Args:
-        params: the model's parameters.
-        apply_fn: as for ``loss_fn``.
-        images: uint8 ``[B, H, W, C]``.
-
-    Returns:
-        The logits ``[B, classes]``.
-    """
-    return apply_fn({"params": params}, scale(images))

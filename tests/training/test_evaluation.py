@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cnn_jax.training.batches import MAX_BYTES, MAX_IMAGES, batch_size_for
+from cnn_jax.training.evaluation import MAX_BATCH, MAX_BATCH_BYTES, batch_size_for
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,6 @@ def test_within_every_bound(side):
         shape = (side, side, 3)
         batch_size = batch_size_for(shape, num_images)
         assert batch_size.bit_count() == 1
-        assert batch_size <= MAX_IMAGES
+        assert batch_size <= MAX_BATCH
         assert batch_size == 1 or batch_size < 2 * num_images
-        assert batch_size == 1 or batch_size * math.prod(shape) <= MAX_BYTES
+        assert batch_size == 1 or batch_size * math.prod(shape) <= MAX_BATCH_BYTES

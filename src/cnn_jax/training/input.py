@@ -1,0 +1,100 @@
+"""Batches for training, in chunks of steps: gathered on the host while the devices compute the chunk before."""
+
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from cnn_jax.data import Split
+from cnn_jax.data.shuffle import epoch_order
+from cnn_jax.training.sharding import BATCHES, REPLICATED, padded, replicate, shard_batches
+from cnn_jax.training.step import Batch
+
+MAX_CHUNK_STEPS = 100
+"""Maximum number of steps in a chunk: the host looks at metrics, signals and checkpoints between chunks."""
+
+MAX_CHUNK_BYTES = 1 << 26
+"""Maximum size of the images of a chunk in bytes, if a single step does not exceed it."""
+
+
+class Chunk(NamedTuple):
+    """The batches of some consecutive steps.
+
+    Attributes:
+        batches: arrays ``[steps, batch, ...]``, sharded over the batch, and ``num_examples`` ``[steps]``, replicated.
+            There are always as many steps, so that one program serves all chunks.
+        num_steps: int32 scalar, steps that are to be taken; the batches of the others are undefined.
+    """
+
+    batches: Batch
+    num_steps: jax.Array
+
+
+CHUNK_SPECS = Chunk(Batch(BATCHES, BATCHES, BATCHES, REPLICATED), REPLICATED)
+
+
+class Source(Protocol):
+    """Where the batches come from; a chunk is a pure function of the epoch and the steps."""
+
+    steps_per_epoch: int
+    chunk_steps: int
+
+    def chunk(self, epoch: int, start: int, stop: int) -> Chunk:
+        """The batches of steps ``start`` to ``stop`` (exclusive) of an epoch, at most ``chunk_steps``."""
+
+
+class ArraySource:
+    """Batches of a split that is held once, in memory or in memory-mapped files, however many devices there are.
+
+    Attributes:
+        steps_per_epoch: batches in an epoch; the last one may be short, and is padded.
+        chunk_steps: maximum number of steps in a chunk.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        mesh: Mesh,
+        max_chunk_steps: int = MAX_CHUNK_STEPS,
+    ):
+        self._split = split
+        self._batch_size = batch_size
+        self._seed = seed
+        self._shuffle = shuffle
+        self._mesh = mesh
+        self._order = (-1, np.empty(0, np.int32))  # of an epoch
+        self.steps_per_epoch = -(-len(split) // batch_size)
+        step_bytes = padded(batch_size, mesh) * split.images[0].nbytes
+        self.chunk_steps = max(1, min(max_chunk_steps, self.steps_per_epoch, MAX_CHUNK_BYTES // step_bytes))
+
+    def chunk(self, epoch: int, start: int, stop: int) -> Chunk:
+        """As of ``Source``."""
+        order = self._epoch_order(epoch)
+        images, labels = self._split.images, self._split.labels
+        batch = padded(self._batch_size, self._mesh)
+        steps = np.arange(start, stop)
+        num_examples = np.zeros(self.chunk_steps, np.int32)
+        num_examples[: len(steps)] = np.minimum(self._batch_size, len(order) - steps * self._batch_size)
+        mask = np.arange(batch) < num_examples[:, np.newaxis]
+        places = np.minimum(steps[:, np.newaxis] * self._batch_size + np.arange(batch), len(order) - 1)
+        chosen = order[places]
+        arrays = Batch(
+            np.empty((self.chunk_steps, batch, *images.shape[1:]), np.uint8),
+            np.zeros((self.chunk_steps, batch), np.int32),
+            mask,
+            replicate(num_examples, self._mesh),
+        )
+        arrays.images[: len(steps)] = images[chosen]
+        arrays.labels[: len(steps)] = labels[chosen]
+        batches = shard_batches(arrays[:3], self._mesh)
+        return Chunk(Batch(*batches, arrays.num_examples), replicate(np.int32(len(steps)), self._mesh))
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(len(self._split), self._seed, epoch, self._shuffle))
+        return self._order[1]

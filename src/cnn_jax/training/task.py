@@ -1,0 +1,90 @@
+"""What a training consists of and does not change: model, optimizer, loss and the way images are prepared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.models.layers import BatchContext
+from cnn_jax.training.metrics import cross_entropy
+from cnn_jax.training.optimizer import Optimizer
+from cnn_jax.training.state import Params, TrainState, Variables
+
+
+def scale(images: jax.Array) -> jax.Array:
+    """Uint8 images to float32 in [0, 1], as torchvision's ``ToTensor`` does."""
+    return images.astype(jnp.float32) / 255
+
+
+@dataclass(frozen=True)
+class Task:
+    """A value that is static to ``jax.jit``: trainings with equal tasks share their compiled programs.
+
+    Attributes:
+        model: maps float32 images ``[B, H, W, C]``, and a ``BatchContext`` in training, to logits ``[B, classes]``.
+        optimizer: turns gradients into updates of the parameters.
+        loss: maps logits ``[B, classes]`` and labels ``[B]`` to the loss of each example ``[B]``.
+        preprocess: maps uint8 images to what the model takes, in training and inference alike.
+        augment: maps uint8 images ``[B, H, W, C]`` and a random key for each of them ``[B]`` to images of the same
+            shape and type, in training alone.
+        average_decay: decay of the exponential moving average of the parameters; None for no average.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy
+    preprocess: Callable[[jax.Array], jax.Array] = scale
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    average_decay: float | None = None
+
+    def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> TrainState:
+        """The state at step 0.
+
+        Args:
+            key: determines the parameters.
+            image_shape: ``(H, W, C)``.
+
+        Raises:
+            UsageError: the images are too small for the model.
+        """
+        model_state = self.model.init(key, jnp.zeros((1, *image_shape)))
+        params = model_state.pop("params")
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            model_state=model_state,
+            opt_state=self.optimizer.transformation().init(params),
+            averaged_params=None if self.average_decay is None else params,
+        )
+
+    def logits(self, variables: Variables, images: jax.Array) -> jax.Array:
+        """The one inference path: uint8 images ``[B, H, W, C]`` to logits ``[B, classes]``."""
+        return self.model.apply(variables, self.preprocess(images))
+
+    def train_logits(
+        self, params: Params, model_state: Variables, images: jax.Array, context: BatchContext, key: jax.Array
+    ) -> tuple[jax.Array, Variables]:
+        """The forward pass of training.
+
+        Args:
+            params: the model's parameters.
+            model_state: its other collections.
+            images: uint8 ``[B, H, W, C]``.
+            context: which examples of the whole batch they are.
+            key: determines augmentation and dropout, together with the places of the examples in the batch.
+
+        Returns:
+            The logits ``[B, classes]``, and the other collections as the batch changes them.
+        """
+        augment_key, dropout_key = jax.random.split(key)
+        if self.augment is not None:
+            images = self.augment(images, context.keys(augment_key))
+        return self.model.apply(
+            {"params": params, **model_state},
+            self.preprocess(images),
+            context,
+            mutable=list(model_state),
+            rngs={"dropout": dropout_key},
+        )
