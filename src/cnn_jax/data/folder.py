@@ -322,7 +322,8 @@ def _in_parallel(
             raise UsageError(f"{error}; remove it or use --skip-unreadable") from None
 
     batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
-    with quiet(), ThreadPoolExecutor() as pool:
+    # More threads than processors would compete for the interpreter lock: with small files that takes longer.
+    with quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(lambda batch: list(map(attempt, batch)), batches)
         try:
             yield from _with_bar(itertools.chain.from_iterable(results), len(paths), description)
