@@ -100,13 +100,15 @@ def test_somebody_elses_directory_is_not_used(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    (tmp_path / ".tmp-killed").mkdir()
-    (tmp_path / ".tmp-killed" / "large").touch()
-    (tmp_path / ".tmp-file").touch()
-    (tmp_path / "kept").touch()
+    (tmp_path / ".cnn_jax-0123456789abcdef").mkdir()
+    (tmp_path / ".cnn_jax-0123456789abcdef" / "large").touch()
+    (tmp_path / ".cnn_jax-0123456789abcdef-file").touch()
+    kept = {tmp_path / name for name in ("file", ".tmp-thesis", ".cnn_jax", ".cnn_jax-notes", ".cnn_jax-0123")}
+    for path in kept:
+        path.mkdir()
     with files.temporary_directory(tmp_path) as path:
-        assert {entry.name for entry in tmp_path.iterdir()} == {path.name, "kept"}
-    assert list(tmp_path.iterdir()) == [tmp_path / "kept"]
+        assert set(tmp_path.iterdir()) == {path, *kept}
+    assert set(tmp_path.iterdir()) == kept
 
 
 def test_what_another_process_is_at_work_on_is_kept(tmp_path):

@@ -1,4 +1,4 @@
-"""What the readers do with files that are damaged, lie or mean harm; scripts/fuzz.py has the files."""
+"""What the readers do with files that are damaged, lie or mean harm; fuzzing.py makes the files."""
 
 import dataclasses
 import importlib.util
@@ -16,7 +16,7 @@ from cnn_jax.data import Dataset, Split
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.runs.run import load_run
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "fuzz.py"
+SCRIPT = Path(__file__).parent / "fuzzing.py"
 
 
 def load_script():
@@ -150,15 +150,15 @@ def alter(checkpoint, file, **values):
     fuzz.write_sums(checkpoint)
 
 
-RECORD = fuzz.META["history"][0]
-EPOCH = fuzz.META["epoch"]
-FOREIGN = "holds checkpoints that are not this package's"
+RECORD = fuzz.RECORD.to_json()
+METRICS = fuzz.METADATA.epoch_metrics.to_numbers()
+FOREIGN = "were not written by this package"
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"format": "2\n" * 1000}, r"in format '2\\n.{,40}', and this one reads format 2"),
+        ({"format": "2\n" * 1000}, r"in format '2\\n.{,40}', and this one reads format 4"),
         ({"image_shape": [24, 24, 1]}, rf"{FOREIGN} \(opt_state.0.mu.fc1.kernel is not float32\[108, 120\]\)"),
         ({"image_shape": [10**6, 10**6, 1]}, rf"{FOREIGN} \(\d+ bytes are expected, and its files are too small"),
         ({"image_shape": [16, 16, 2**31]}, FOREIGN),
@@ -170,10 +170,12 @@ FOREIGN = "holds checkpoints that are not this package's"
         ({"history": [RECORD | {"loss": "2.25"}]}, FOREIGN),
         ({"history": [RECORD | {"step": 10**400}]}, FOREIGN),
         ({"history": [RECORD | {"test_loss": 1e308}]}, FOREIGN),
-        ({"epoch": {}}, FOREIGN),
-        ({"epoch": EPOCH | {"seconds": None}}, FOREIGN),
-        ({"epoch": EPOCH | {"metrics": EPOCH["metrics"] | {"num_correct": 2**31}}}, FOREIGN),
-        ({"epoch": EPOCH | {"metrics": EPOCH["metrics"] | {"loss": [1.0, 2.0]}}}, FOREIGN),
+        ({"config": {"seed": -1}}, FOREIGN),
+        ({"config": []}, FOREIGN),
+        ({"epoch_metrics": {}}, FOREIGN),
+        ({"epoch_seconds": None}, FOREIGN),
+        ({"epoch_metrics": METRICS | {"num_correct": 2**31}}, FOREIGN),
+        ({"epoch_metrics": METRICS | {"loss": [1.0, 2.0]}}, FOREIGN),
     ],
 )
 def test_meta_that_lies_is_refused(workdir, checkpoint, values, message):
@@ -188,14 +190,14 @@ def test_meta_that_lies_is_refused(workdir, checkpoint, values, message):
 @pytest.mark.parametrize("history", [[], [RECORD, RECORD], [RECORD | {"step": 3}], [RECORD | {"epoch": 1}]])
 def test_a_history_that_does_not_lead_to_the_step_is_refused(workdir, checkpoint, history):
     alter(checkpoint, "meta/metadata", history=history)
-    with pytest.raises(CnnJaxError, match="came to step 3 by other epochs than of 2 steps"):
+    with pytest.raises(CnnJaxError, match="do not have 2 steps"):
         fuzz.resume_run(workdir)
 
 
 def test_a_checkpoint_named_by_another_step_is_refused(workdir, checkpoint):
     checkpoint.rename(checkpoint.with_name("2147483647"))
     for read in (fuzz.read_run, fuzz.resume_run):
-        with pytest.raises(CnnJaxError, match="holds another step than it is named by"):
+        with pytest.raises(CnnJaxError, match="holds the state of another step"):
             read(workdir)
 
 

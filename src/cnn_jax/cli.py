@@ -81,6 +81,8 @@ def run(main: Callable[[Sequence[str]], int]) -> int:
 
 def say(message: object) -> None:
     """Print one line on standard error, or nothing if it cannot be written."""
+    if not _accepts_writing(STDERR):  # nobody reads the pipe, and writing would wait forever
+        return
     try:
         print(printable(message), file=sys.stderr, flush=True)
     except OSError:
@@ -94,6 +96,7 @@ def _open_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:  # closed: the next file opened would take its descriptor
             os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115
     sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115 (open until the process ends)
     sys.stderr = sys.stderr or open(STDERR, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -147,9 +150,18 @@ def _discard(descriptor: int) -> None:
 
 
 def _reader_is_gone(descriptor: int) -> bool:
+    return bool(_poll(descriptor) & (select.POLLERR | select.POLLHUP))
+
+
+def _accepts_writing(descriptor: int) -> bool:
+    """Whether writing a line returns at once, with or without an error."""
+    return _poll(descriptor) != 0
+
+
+def _poll(descriptor: int) -> int:
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    return next((event for _, event in poll.poll(0)), 0)
 
 
 @contextlib.contextmanager
@@ -172,7 +184,8 @@ def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None
 def _write_to_stderr(line: bytes) -> None:
     # The signal may have interrupted print, and the reader may have exited, as ``tee`` does on Ctrl-C.
     with contextlib.suppress(OSError):
-        os.write(STDERR, line)
+        if _accepts_writing(STDERR):
+            os.write(STDERR, line)
 
 
 def _stop_at_once(number: int, frame: FrameType | None) -> None:

@@ -9,10 +9,10 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +20,8 @@ from typing import BinaryIO
 
 from cnn_jax.errors import UsageError
 
-TEMPORARY = ".tmp-"
-"""The prefix of every temporary name this package makes."""
+_TEMPORARY = re.compile(r"\.cnn_jax-[0-9a-f]{16}(-.*)?", re.DOTALL)
+"""The temporary names that this package makes, and nobody else."""
 
 _in_use: set[Path] = set()
 """Temporary files and directories of this process."""
@@ -128,7 +128,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be written or renamed.
     """
-    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name[-100:]}")
+    temporary = path.with_name(f"{_temporary_name()}-{path.name[-100:]}")
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
     _in_use.add(temporary)
     try:
@@ -154,7 +154,8 @@ def temporary_directory(parent: Path) -> Iterator[Path]:
     with _working_in(parent) as alone:
         if alone:
             remove_temporaries(parent)
-        path = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=parent))
+        path = parent / _temporary_name()
+        path.mkdir(mode=0o700)
         _in_use.add(path)
         try:
             yield path
@@ -184,8 +185,17 @@ def remove_temporaries(directory: Path) -> None:
     """Remove the temporary files and directories in a directory in which no other process is at work."""
     with contextlib.suppress(OSError):
         for path in directory.iterdir():
-            if path.name.startswith(TEMPORARY) and path not in _in_use:
+            if is_temporary(path) and path not in _in_use and path.lstat().st_uid == os.geteuid():
                 _remove(path)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether a name is one of those that this package gives to temporary files and directories."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def _temporary_name() -> str:
+    return f".cnn_jax-{secrets.token_hex(8)}"
 
 
 def remove_own_temporaries() -> None:

@@ -75,8 +75,8 @@ def test_entries_larger_than_the_cache_are_not_stored(directory):
 def test_temporary_files_of_a_killed_process_are_removed(directory):
     cache = ImageCache(directory)
     cache.put("a", images(), READABLE)
-    (directory / ".tmp-killed").mkdir()
-    (directory / ".tmp-killed" / "b.npy").write_bytes(b"half")
+    (directory / ".cnn_jax-0123456789abcdef").mkdir()
+    (directory / ".cnn_jax-0123456789abcdef" / "b.npy").write_bytes(b"half")
     cache.put("b", images(), READABLE)
     assert names(directory) == ["a.npy", "b.npy"]
 
@@ -85,9 +85,9 @@ def test_temporary_files_of_a_running_process_are_kept(directory):
     cache = ImageCache(directory)
     cache.put("a", images(), READABLE)
     with temporary_directory(directory):  # holds the lock, as another process would
-        (directory / ".tmp-other").mkdir()
+        (directory / ".cnn_jax-fedcba9876543210").mkdir()
         cache.put("b", images(), READABLE)
-        assert ".tmp-other" in names(directory)
+        assert ".cnn_jax-fedcba9876543210" in names(directory)
 
 
 def test_concurrent_writers(directory):
@@ -95,6 +95,6 @@ def test_concurrent_writers(directory):
     cache.put("a", images(), READABLE)
     with ThreadPoolExecutor(8) as pool:
         for _ in pool.map(lambda _: cache.put("a", images(), READABLE), range(40)):
-            assert [name for name in names(directory) if not name.startswith(".tmp-")] == ["a.npy"]
+            assert [name for name in names(directory) if not name.startswith(".cnn_jax-")] == ["a.npy"]
             assert cache.get("a", 6)
     assert names(directory) == ["a.npy"]

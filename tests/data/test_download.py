@@ -137,8 +137,8 @@ def test_https_is_tried_first(server, closed_url, tmp_path):
 
 def test_temporary_files_of_a_killed_process_are_removed(server, tmp_path):
     server.bodies["/file.gz"] = b"content"
-    (tmp_path / ".tmp-killed").mkdir()
-    (tmp_path / ".tmp-killed" / "file.gz").write_bytes(b"con")
+    (tmp_path / ".cnn_jax-0123456789abcdef").mkdir()
+    (tmp_path / ".cnn_jax-0123456789abcdef" / "file.gz").write_bytes(b"con")
     fetch(expected(f"{server.url}/file.gz"), tmp_path, "set")
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -146,9 +146,9 @@ def test_temporary_files_of_a_killed_process_are_removed(server, tmp_path):
 def test_temporary_files_of_a_running_process_are_kept(server, tmp_path):
     server.bodies["/file.gz"] = b"content"
     with temporary_directory(tmp_path):  # holds the lock, as another process would
-        (tmp_path / ".tmp-other").mkdir()
+        (tmp_path / ".cnn_jax-fedcba9876543210").mkdir()
         fetch(expected(f"{server.url}/file.gz"), tmp_path, "set")
-        assert (tmp_path / ".tmp-other").is_dir()
+        assert (tmp_path / ".cnn_jax-fedcba9876543210").is_dir()
 
 
 def test_unknown_host(no_proxy, tmp_path, monkeypatch):

@@ -18,7 +18,8 @@ from cnn_jax.formats.safetensors import encode
 from cnn_jax.formats.state_dict import from_state_dict, to_state_dict
 from cnn_jax.formats.weights import read_params
 from cnn_jax.models import MODELS, create_model
-from cnn_jax.training.step import eval_step
+from cnn_jax.training.optimizer import Adam
+from cnn_jax.training.task import Task
 
 ROOT = Path(__file__).parents[2]
 LESSON = (28, 28, 1)
@@ -42,7 +43,7 @@ def relative_error(actual, expected):
 
 def logits_of(params, num_classes, images):
     with jax.default_matmul_precision("highest"):
-        return np.asarray(eval_step(params, create_model("cnn", num_classes).apply, images))
+        return np.asarray(Task(create_model("cnn", num_classes), Adam(0.01)).logits({"params": params}, images))
 
 
 def assert_same(ours, theirs):

@@ -244,9 +244,9 @@ def test_the_last_update_of_an_epoch_is_checked_too(tmp_path, small_data, settin
 
 def test_a_start_cut_short_is_no_obstacle(tmp_path, small_data):
     (tmp_path / ".lock").touch()
-    (tmp_path / ".tmp-0123456789abcdef-config.yaml").touch()
+    (tmp_path / ".cnn_jax-0123456789abcdef-config.yaml").touch()
     assert len(fit(CONFIG, tmp_path).history) == 4
-    assert not list(tmp_path.glob(".tmp-*"))
+    assert not list(tmp_path.glob(".cnn_jax-*"))
 
 
 @pytest.mark.parametrize("left", [[], ["0.orbax-checkpoint-tmp"], ["0"]])
@@ -256,12 +256,26 @@ def test_killed_before_the_first_checkpoint_it_can_be_resumed(tmp_path, whole, s
     shutil.copy(whole / "config.yaml", workdir)
     for name in left:
         (workdir / "checkpoints" / name).mkdir(parents=True)
-    with pytest.raises(UsageError, match="holds a run: continue it with --resume"):
-        fit(dataclasses.replace(CONFIG, seed=4), workdir)
-    with pytest.raises(UsageError, match="trained with other settings: seed was 3 and is now 4"):
-        continue_run(dataclasses.replace(CONFIG, seed=4), workdir)
+    (workdir / ".lock").touch()
+    shutil.copytree(workdir, tmp_path / "other")
     continue_run(CONFIG, workdir)
     assert_same_outcome(workdir, whole)
+    # Or started again, with other settings: nothing was trained.
+    run = fit(dataclasses.replace(CONFIG, seed=4), tmp_path / "other")
+    assert run.config.seed == load_run(tmp_path / "other").config.seed == 4
+    fresh = fit(dataclasses.replace(CONFIG, seed=4), tmp_path / "fresh")
+    jax.tree.map(np.testing.assert_array_equal, run.state, fresh.state)
+
+
+def test_the_settings_are_written_before_the_first_checkpoint(tmp_path, small_data, monkeypatch):
+    def fail(directory):
+        raise CnnJaxError("no room")
+
+    monkeypatch.setattr("cnn_jax.runs.fit.CheckpointWriter", fail)
+    with pytest.raises(CnnJaxError, match="no room"):
+        fit(CONFIG, tmp_path)
+    assert Config.from_yaml(tmp_path / "config.yaml") == CONFIG
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_interrupted_while_compiling_it_can_be_gone_on_with(tmp_path, whole, small_data, monkeypatch):
@@ -443,7 +457,10 @@ def wait_for_checkpoint(workdir, process):
 
 
 def start(workdir, *words, stderr):
-    """A training process whose standard error is read, or broken as if its reader were gone, full or closed."""
+    """A training process whose standard error is read, or closed, a full disk, or a pipe.
+
+    The pipe is broken, because its reader is gone, or blocked, because its reader does not read and it is full.
+    """
     redirection = {"full": "2>/dev/full", "closed": "2>&-"}.get(stderr, "")
     shell = ["bash", "-c", f'exec "$@" {redirection}', "bash", *command(workdir, *words)]
     process = subprocess.Popen(shell, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -451,6 +468,12 @@ def start(workdir, *words, stderr):
     if stderr == "broken":
         process.stderr.close()
         process.stderr = None
+    elif stderr == "blocked":
+        pipe = os.open(f"/proc/{process.pid}/fd/2", os.O_WRONLY | os.O_NONBLOCK)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(pipe, bytes(4096)):
+                pass
+        os.close(pipe)
     return process
 
 
@@ -461,6 +484,7 @@ def start(workdir, *words, stderr):
         (signal.SIGINT, 130, "broken"),
         (signal.SIGTERM, 143, "closed"),
         (signal.SIGHUP, 129, "full"),
+        (signal.SIGTERM, 143, "blocked"),
     ],
 )
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, uninterrupted, number, status, stderr):
@@ -469,10 +493,11 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, uninterrupted, n
         saved = finished_checkpoints(workdir)
         process.send_signal(number)
         try:
-            _, err = process.communicate(timeout=60)
+            status_of_process = process.wait(timeout=60)
+            err = process.stderr.read() if stderr == "read" else None
         finally:
             process.kill()
-    assert process.returncode == status
+    assert status_of_process == status
     assert finished_checkpoints(workdir) - saved
     assert (workdir / ".lock").read_bytes() == b"", "what was meant for standard error went into a file"
     if stderr == "read":

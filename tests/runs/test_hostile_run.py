@@ -67,7 +67,7 @@ def sign(checkpoint):
     (checkpoint / "sha256sums").write_text("".join(lines))
 
 
-@pytest.mark.parametrize("name", [".config.yaml", ".report.html", ".summary.json", ".metrics.jsonl", ".tmp-x"])
+@pytest.mark.parametrize("name", [".config.yaml", ".report.html", ".summary.json", ".metrics.jsonl", ".cnn_jax-0123456789abcdef"])
 def test_links_under_hidden_names_are_not_followed(run, victim, name):
     (run / name).symlink_to(victim)
     resume(run)
@@ -80,6 +80,26 @@ def test_links_under_the_names_of_a_run_are_refused(run, victim, name):
     path.symlink_to(victim)
     with pytest.raises(CnnJaxError, match=r"symbolic link|cannot write|cannot read|not a directory"):
         resume(run)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_links_to_event_files_are_refused(run, tmp_path, split):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "events.out.tfevents.1.theirs").write_text("precious")
+    (run / "tensorboard").mkdir()
+    (run / "tensorboard" / split).symlink_to(elsewhere)
+    with pytest.raises(UsageError, match="symbolic link"):
+        continue_run(dataclasses.replace(CONFIG, epochs=2, tensorboard=True), run)
+    assert [path.read_text() for path in elsewhere.iterdir()] == ["precious"]
+
+
+def test_harmless_files_beside_the_checkpoints_are_ignored(run):
+    for name in (".DS_Store", "notes.txt", "05"):
+        (run / "checkpoints" / name).touch()
+    assert load_run(run).state.step == 5
+    resume(run)
+    assert {".DS_Store", "notes.txt", "05"} < {path.name for path in (run / "checkpoints").iterdir()}
 
 
 def test_linked_checkpoints_are_neither_renamed_nor_removed(run, tmp_path):

@@ -89,7 +89,7 @@ def _quiet() -> Iterator[None]:
     """Suppress the advice of tensorflow-datasets to install OpenCV and the like."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(max(level, logging.ERROR))
     try:
         yield
     finally:

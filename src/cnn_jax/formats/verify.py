@@ -1,6 +1,6 @@
 """An exported file: verified before it is there."""
 
-import contextlib
+import errno
 import math
 import os
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from cnn_jax import files
 from cnn_jax.errors import CnnJaxError, UsageError, suggest
 from cnn_jax.formats import FILE_NAMES, Format
 from cnn_jax.formats.network import Classifier, Network
@@ -77,9 +78,9 @@ def check_new(path: Path) -> None:
     try:
         if path.exists() or path.is_symlink():
             raise UsageError(f"{path} exists already: name another file by --output")
-        unfinished = _unfinished(path)
-        unfinished.touch()
-        unfinished.unlink()
+        path.parent.stat()
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UsageError(f"cannot write {path} ({error.strerror}): name another place by --output") from None
 
@@ -108,22 +109,15 @@ def write(path: Path, form: Form, network: Network, images: np.ndarray, expected
     Raises:
         CnnJaxError: the file could not be written, or computes something else.
     """
-    unfinished = _unfinished(path)
-    try:
-        content = form.to_bytes(network)
-        with _reporting(path):
-            unfinished.write_bytes(content)
+    with _reporting(path), files.replacing(path) as unfinished:
+        unfinished.write_bytes(form.to_bytes(network))
         difference = _largest_difference(form.load(unfinished, network), images, expected)
-        if not difference <= TOLERANCE:  # so that no number is too large as well
+        if not difference <= TOLERANCE:  # also true of NaN
             raise CnnJaxError(
                 f"{path} is not written: read back, it gives probabilities that differ by {difference:.1e} from the "
-                f"network's, and {TOLERANCE:g} is allowed; choose another --format, and report this"
+                f"network's, more than {TOLERANCE:g}; choose another --format, and report this"
             )
-        with _reporting(path):
-            unfinished.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+        check_new(path)  # again: another process may have been quicker
     return Verification(len(images), difference)
 
 
@@ -134,13 +128,9 @@ def _largest_difference(classifier: Classifier, images: np.ndarray, expected: np
     return float(np.max([np.abs(classifier(piece) - right).max() for piece, right in zip(*pieces, strict=True)]))
 
 
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
 @contextmanager
 def _reporting(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CnnJaxError(f"cannot write {path} ({error.strerror}): mend that, and export again") from None
+        raise CnnJaxError(f"cannot write {path} ({error.strerror}): fix this, then export again") from None

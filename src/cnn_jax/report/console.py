@@ -1,5 +1,7 @@
 """Progress in the terminal."""
 
+import contextlib
+import errno
 import os
 import sys
 from typing import Self
@@ -24,8 +26,11 @@ class EpochPrinter:
 
     def chunk(self, report: ChunkReport) -> None:
         """Show the progress within the epoch."""
-        if not self._console.is_terminal:
-            return
+        if self._console.is_terminal:
+            with contextlib.suppress(OSError):  # the terminal is gone: training continues until the signal is handled
+                self._show(report)
+
+    def _show(self, report: ChunkReport) -> None:
         if self._bar is None:
             # Removed at the end of the epoch. Standard output is not redirected: it may not be a terminal.
             self._bar = Progress(
@@ -52,7 +57,10 @@ class EpochPrinter:
         self._remove_bar()
         try:
             print(record, flush=True)
-        except BrokenPipeError:  # the reader closed the pipe: training continues
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            # The reader closed the pipe, or the terminal is gone: training continues.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def __enter__(self) -> Self:
@@ -63,5 +71,6 @@ class EpochPrinter:
 
     def _remove_bar(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
             self._bar = None

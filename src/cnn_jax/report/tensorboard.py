@@ -49,8 +49,10 @@ class EventFiles:
         self._files: dict[str, RecordWriter] = {}
         with self._reporting():
             (directory / "train").mkdir(parents=True, exist_ok=True)
-            for old in directory.glob("*/events.out.tfevents.*"):
-                old.unlink()
+            for folder in directory.iterdir():
+                if not folder.is_symlink():
+                    for old in folder.glob("events.out.tfevents.*"):
+                        old.unlink()
         for record in history:
             self.append(record)
 

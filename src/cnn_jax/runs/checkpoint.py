@@ -43,6 +43,9 @@ UNSCORED = -1.0
 DELETED = "deleted"
 """The directory that checkpoints are moved to when others have replaced them."""
 
+NAME = re.compile(rf"(0|[1-9][0-9]*)(\.orbax-checkpoint-tmp.*)?|damaged-\d+-\d+|{DELETED}", re.ASCII)
+"""The names in the directory of the checkpoints that this package and Orbax make."""
+
 MAX_METADATA_BYTES = 1 << 26
 """Bytes of the metadata and of the sums; those of a run of 100,000 epochs take 30 million."""
 
@@ -107,20 +110,16 @@ def _read_one(directory: Path, which: Which, read: Callable[[Path], Result]) -> 
         try:
             path, damaged = _choose(directory, finished, which)
             result = read(path)
-        except MemoryError:
-            raise
         except Exception as error:
+            if _finished(directory) != finished:  # replaced while they were read
+                continue
+            if isinstance(error, CnnJaxError | MemoryError):
+                raise
             # The sums reveal an accident, not malice: the files may hold anything, and Orbax may make anything of it.
-            failure = error if isinstance(error, CnnJaxError) else _foreign(directory, _cause(error))
-            cause = error
-        else:
-            failure = cause = None
-        if _finished(directory) != finished:
-            continue
-        if failure is not None:
-            raise failure from cause
+            raise _foreign(directory, _cause(error)) from error
         for path in damaged:
-            logger.warning("checkpoint %s is damaged and ignored", path)
+            if path.exists():
+                logger.warning("checkpoint %s is damaged and ignored", path)
         return result
 
 
@@ -152,9 +151,10 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 def holds_only_a_start(directory: Path) -> bool:
     """Whether a directory holds no more than a first checkpoint that was not finished, or nothing, or is missing."""
-    return all(
-        re.fullmatch(r"0(\.orbax-checkpoint-tmp.*)?", path.name) for path in _entries(directory)
-    ) and not _finished(directory)
+    if not _entries(directory) and not directory.exists():
+        return True
+    names = [path.name for path in directory.iterdir() if not path.name.startswith(".")]
+    return not _finished(directory) and all(re.fullmatch(r"0(\.orbax-checkpoint-tmp.*)?", name) for name in names)
 
 
 class CheckpointWriter:
@@ -215,6 +215,8 @@ class CheckpointWriter:
         self._writing = self._thread.submit(self._write, step, arrays, metadata | score, score)
 
     def _write(self, step: int, arrays: dict[str, Any], metadata: dict[str, Any], score: dict[str, float]) -> None:
+        if not self._directory.is_dir():  # which Orbax would not say
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._directory))
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(metadata))
         _reserve(self._directory, 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + 2**18)
         self._manager.save(step, args=items, metrics=score)
@@ -272,18 +274,19 @@ def _clear_away(directory: Path) -> None:
 
 
 def _entries(directory: Path) -> Sequence[Path]:
-    """What is in the directory of the checkpoints, which holds directories alone.
+    """The directories in the directory of the checkpoints, finished or not.
 
     Raises:
-        CnnJaxError: it or something in it is a symbolic link or another file, which this package did not put there.
+        CnnJaxError: it, or something in it that has the name of a checkpoint, is not a directory but a symbolic link or
+            a file, which this package did not put there.
     """
     try:
         if not stat.S_ISDIR(directory.lstat().st_mode):
             raise CnnJaxError(f"{directory} is not a directory: remove it")
-        entries = list(directory.iterdir())
+        entries = [path for path in directory.iterdir() if NAME.fullmatch(path.name)]
     except FileNotFoundError:
         return []
-    if strange := [path for path in entries if path.is_symlink() or path.is_file()]:
+    if strange := [path for path in entries if path.is_symlink() or not path.is_dir()]:
         raise CnnJaxError(f"{strange[0]} is not a checkpoint: remove it")
     return entries
 
@@ -337,10 +340,11 @@ def _files(path: Path) -> Sequence[Path]:
         if links := [name for name in folders if Path(folder, name).is_symlink()]:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(Path(folder, links[0])))
         for file in (Path(folder, name) for name in names):
-            if file.parent == path and file.name.startswith((SUMS, files.TEMPORARY)):
+            if file.parent == path and (file.name == SUMS or files.is_temporary(file)):
                 continue
             with files.open_regular(file) as opened:
-                if os.lseek(opened.fileno(), 0, os.SEEK_HOLE) < os.fstat(opened.fileno()).st_size:
+                size = os.fstat(opened.fileno()).st_size
+                if size > 0 and os.lseek(opened.fileno(), 0, os.SEEK_HOLE) < size:
                     raise OSError(errno.EINVAL, "a file with holes", str(file))
             found.append(file)
     return sorted(found)

@@ -247,7 +247,10 @@ def _check_usable(config: Config) -> None:
 
 def _resolve(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset]:
     """The examples, and the config with the name of the dataset and with absolute paths."""
-    dataset = data.load(config) if dataset is None else dataset
+    if dataset is None:
+        dataset = data.load(config)
+    else:
+        dataset = data.with_validation(dataset, config.validation_fraction, config.split_seed)
     paths = {name: getattr(config, name) for name in ("data_dir", "init_from")}
     absolute = {name: str(expanded(path).absolute()) for name, path in paths.items() if path is not None}
     return dataclasses.replace(config, dataset=dataset.name, **absolute), dataset

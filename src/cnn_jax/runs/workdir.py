@@ -1,6 +1,7 @@
 """The run directory: what a run leaves on disk besides its checkpoints."""
 
 import dataclasses
+import errno
 import fcntl
 import json
 import logging
@@ -10,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 
 from cnn_jax import files
 from cnn_jax.config import MAX_LENGTH, Config
 from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.runs.checkpoint import holds_only_a_start
 from cnn_jax.training.evaluation import Score
 from cnn_jax.training.history import EpochRecord
 
@@ -66,19 +68,27 @@ class Workdir:
         return (self.path / METRICS).exists()
 
     def check_unused(self) -> None:
-        """Raise UsageError if there is anything at the path, but for what a start leaves that was cut short."""
-        if self.holds_run:
+        """Raise UsageError if there is anything at the path, except the remains of a start that was cut short."""
+        if self.holds_run and not self._is_cut_short():
             raise UsageError(f"{self.path} holds a run: continue it with --resume, or choose another --workdir")
-        if not self.path.exists():
+        if self.holds_run or not self.path.exists():
             return
         try:
             left_over = self.path.is_dir() and all(
-                path.name == LOCK or path.name.startswith(files.TEMPORARY) for path in self.path.iterdir()
+                path.name == LOCK or files.is_temporary(path) for path in self.path.iterdir()
             )
         except OSError as error:
             raise UsageError(f"cannot read {self.path} ({error.strerror}): choose another --workdir") from None
         if not left_over:
             raise UsageError(f"{self.path} exists and is not a run directory: choose another --workdir")
+
+    def _is_cut_short(self) -> bool:
+        """Whether a training process was killed here before it had written its first checkpoint."""
+        try:
+            self.config()
+        except (FileNotFoundError, UsageError):
+            return False
+        return (self.path / LOCK).exists() and not self.is_started and holds_only_a_start(self.checkpoints)
 
     def create(self) -> None:
         """Make the directory, if it does not exist yet.
@@ -93,9 +103,12 @@ class Workdir:
             raise UsageError(
                 f"cannot write the run directory {self.path} ({error.strerror}): choose another --workdir"
             ) from None
-        if links := [name for name in NAMES if (self.path / name).is_symlink()]:
+        paths = [self.path / name for name in NAMES]
+        if not (self.path / "tensorboard").is_symlink():
+            paths += (self.path / "tensorboard").glob("*")
+        if links := [path for path in paths if path.is_symlink()]:
             raise UsageError(
-                f"{self.path / links[0]} is a symbolic link, which is not followed in a run directory: remove it, or "
+                f"{links[0]} is a symbolic link, which is not followed in a run directory: remove it, or "
                 "put what it points to in its place"
             )
 
@@ -110,7 +123,7 @@ class Workdir:
         """
         with files.open_regular(self.path / LOCK) as file:  # for reading, or the disk could not become read-only
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock(file)
                 files.remove_temporaries(self.path)
             except BlockingIOError:
                 raise UsageError(
@@ -121,6 +134,19 @@ class Workdir:
                     "%s cannot be locked (%s): make sure that no other process trains in it", self.path, error.strerror
                 )
             yield
+
+    def _lock(self, file: BinaryIO) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            # NFS locks only what is open for writing.
+            with files.open_regular(self.path / LOCK, os.O_RDWR) as writable:
+                os.dup2(writable.fileno(), file.fileno())
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def config(self) -> Config:
         """The settings in ``config.yaml``.

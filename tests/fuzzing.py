@@ -1,10 +1,14 @@
 """Damaged, lying and hostile files for each of the package's readers, which may refuse them and nothing else.
 
-    python scripts/fuzz.py
+    python tests/fuzzing.py
 
-``--examples 10000`` inputs a reader are tried, or the readers named alone: python scripts/fuzz.py images config. The
-only outcomes allowed are success and the package's own error, in one short line, both without much memory. The first
-input with another outcome ends it with exit status 1 and is kept in a directory whose name is printed.
+Threat model: pictures, datasets, weights, configs and whole run directories may come from somebody else. Whatever is in
+them, a command must end in time with a result or with the package's own error on one short line, without taking much
+memory, executing anything from the files, or changing anything outside the run directory. An attacker who can write to
+the files while a command reads them, or who controls the environment or the Python packages, is out of scope.
+
+``--examples 10000`` inputs per reader are tried, or only the named readers: python tests/fuzzing.py images config. The
+first input with another outcome ends the program with exit status 1 and is kept in a directory whose name is printed.
 """
 
 import argparse
