@@ -41,11 +41,7 @@ def reference(x, params, padding, strides=(1, 1)):
     return y + params.get("bias", 0)
 
 
-# Optimizing would take longer than computing.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def value_and_gradients(function, x, params):
     """The function's value, and its gradients with respect to the images and the parameters for some cotangent."""
     value, pull_back = jax.vjp(function, x, params)
@@ -174,7 +170,8 @@ def test_bfloat16_values_and_gradients(kernel, strides, portable, padding):
     params = jax.tree.map(lambda p: p.astype(jnp.float32), rounded)
     conv = Conv(3, (kernel, kernel), padding, strides=(strides, strides), dtype=jnp.bfloat16, portable=portable)
 
-    @partial(jit, static_argnums=0)
+    # Unoptimized: optimizing takes longer than computing.
+    @partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
     def compute(function, x, params):
         y, pull_back = jax.vjp(function, x, params)
         cotangent = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
