@@ -1,48 +1,229 @@
-"""The README is true."""
+"""README.md and docs/ agree with the code: their commands and examples run, and their tables are complete."""
 
 import dataclasses
+import importlib
+import inspect
 import re
+import shlex
+import shutil
+import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from cnn_jax import cli
+from cnn_jax.config import MAY_CHANGE, Config
+from cnn_jax.evaluate import EvaluateFlags
+from cnn_jax.export import ExportFlags
+from cnn_jax.predict import PredictFlags
+from cnn_jax.settings import type_and_meta
 from cnn_jax.train import TrainFlags
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+COMMANDS = {"train": TrainFlags, "evaluate": EvaluateFlags, "predict": PredictFlags, "export": ExportFlags}
+
+NOT_RUN = {
+    "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python -m cnn_jax.train --epochs 10": "network",
+    "python3 -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/pytest": ".ci/run runs it",
+    "ruff check . && ruff format --check . && pytest": ".ci/run runs it",
+    "python -m cnn_jax.train --config tutorial --seed 0": "needs Fashion-MNIST; tests/test_real_data.py trains it",
+    "python -m cnn_jax.train --config tutorial": "needs Fashion-MNIST; tests/test_real_data.py trains it",
+    "python scripts/pytorch_lesson.py --epochs 10 --seeds 0 1 2 3 4": "needs Fashion-MNIST, PyTorch and minutes",
+    "python scripts/benchmark.py --epochs 5 --torch-compile": "needs Fashion-MNIST, PyTorch and minutes",
+    "python scripts/single_batch.py --dataset digits": "tests/test_scripts.py runs it",
+    "python -m cnn_jax.export runs/mine --format onnx": "needs jax2onnx; tests/formats/test_onnx.py exports it",
+}
+"""Commands of the pages that are not executed here, and why."""
 
 
-def test_the_python_example_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+TRAINING = (
+    "python -m cnn_jax.train --dataset folder:photos --image-size 64 64 --validation-fraction 0.1 --workdir runs/mine"
+)
+"""The command of the README that trains the run of the other commands, executed once for all pages."""
+
+
+def blocks(page, language):
+    """The fenced blocks of a page in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page):
+    return [line for block in blocks(page, "shell") for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory):
+    """A directory with the files that the pages mention: images, and the run of the README's ``TRAINING``."""
+    assert TRAINING in commands("README.md")
+    directory = tmp_path_factory.mktemp("examples")
+    rng = np.random.default_rng(0)
+    for name, color in {"cat": (200, 120, 40), "dog": (40, 80, 160)}.items():
+        (directory / "photos" / name).mkdir(parents=True)
+        for number in range(15):
+            pixels = rng.normal(color, 20, (20, 24, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(directory / "photos" / name / f"{number}.png")
+    (directory / "more_pictures").mkdir()
+    for copy in ("picture.png", "more_pictures/1.png"):
+        shutil.copy(directory / "photos" / "cat" / "1.png", directory / copy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        assert execute(TRAINING) == 0
+    return directory
+
+
+@pytest.fixture
+def copied_examples(examples, tmp_path, monkeypatch):
+    """The working directory: a copy of the examples, so that each page finds them new."""
+    shutil.copytree(examples, tmp_path / "examples")
+    monkeypatch.chdir(tmp_path / "examples")
+
+
+def execute(command):
+    """Run a command in this process, which has jax imported and programs compiled; returns its exit status."""
+    python, dash_m, module, *words = shlex.split(command)
+    assert (python, dash_m) == ("python", "-m"), command
+    return importlib.import_module(module).main(words)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if set(commands(page)) - NOT_RUN.keys()])
+def test_commands_run(copied_examples, page):
+    for command in commands(page):
+        if command not in NOT_RUN and command != TRAINING:
+            assert execute(command) == 0, command
+
+
+def test_python_examples_of_the_readme_run(copied_examples, capsys):
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
-        exec(block, names)
+    first, second = blocks("README.md", "python")
+    exec(first, names)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.startswith("epoch: ") for line in lines[:4]] == [True, True, True, False]
-    assert f"test_accuracy: {float(lines[3]):.4f}" in lines[2]
-    assert names["run"].predict(names["dataset"].test.images[:5]).shape == (5, 10)
+    assert [line.split(" total_correct")[0] for line in lines[:3]] == ["epoch: 0", "epoch: 1", "epoch: 2"]
+    assert f"test_accuracy: {float(lines[3]):.4f}" in "".join(lines[:3])
     assert re.match(r"verified on 300 images, largest difference \d", lines[-1])
-    assert (tmp_path / "digits.safetensors").exists()
+    exec(second, names)
+    assert names["run"].class_names == tuple("0123456789")
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-def test_every_flag_is_in_the_table_with_its_default():
-    rows = dict(re.findall(r"^\| `--([\w-]+)[^|]*\| ([^|]+) \|", README, flags=re.MULTILINE))
-    fields = {field.name.replace("_", "-"): field.default for field in dataclasses.fields(TrainFlags)}
-    assert rows.keys() == fields.keys()
-    for name, default in fields.items():
-        if default is not None:
-            shown = {True: "on", False: "off"}.get(default) if isinstance(default, bool) else str(default)
-            assert rows[name].strip("`") == shown
+def test_the_example_of_the_lesson_runs(capsys):
+    (block,) = blocks("lesson.md", "python")
+    exec(block, {})
+    losses = [float(loss) for loss in re.findall(r"loss: (\S+)", capsys.readouterr().out)]
+    assert losses == sorted(losses, reverse=True)
+    assert len(losses) == 3
+
+
+def test_the_example_of_stablehlo_runs(copied_examples, capsys):
+    execute("python -m cnn_jax.export runs/mine --format stablehlo")
+    (block,) = blocks("formats.md", "python")
+    exec(block, names := {})
+    assert names["network"].call(names["pixels"]).shape == (1, 2)
+
+
+def test_every_python_example_is_run():
+    assert {page: len(blocks(page, "python")) for page in PAGES if blocks(page, "python")} == {
+        "README.md": 2,
+        "formats.md": 1,
+        "lesson.md": 1,
+    }
+
+
+def test_commands_that_are_not_run_are_in_a_page_and_have_valid_flags():
+    written = {command for page in PAGES for command in commands(page)}
+    assert NOT_RUN.keys() <= written
+    for command in NOT_RUN:
+        if match := re.search(r"python -m cnn_jax\.(\w+) (.*)$", command):
+            cli.parse(COMMANDS[match[1]], shlex.split(match[2]), module=f"cnn_jax.{match[1]}")
+
+
+def test_every_command_is_in_a_block():
+    for page, text in PAGES.items():
+        outside = re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+        assert re.findall(r"^(?: {4}|\$ )(python.*|pip.*)$", outside, flags=re.MULTILINE) == [], page
+
+
+def flag_row(field, hint, is_config):
+    """The row of a field in a Markdown table of flags."""
+    kind, meta = type_and_meta(hint)
+    placeholder = field.metadata["metavar"] or meta.title
+    flag = f"--{field.name.replace('_', '-')}"
+    if field.metadata["positional"]:
+        flag = placeholder
+    elif kind is not bool:
+        flag += f" {placeholder if isinstance(placeholder, str) else ' '.join(placeholder)}"
+    meaning, default = re.fullmatch(r"(.*?)(?: \(default: (.*)\)| \(required\))?", field.metadata["help"]).groups()
+    if field.default is dataclasses.MISSING:
+        default = "required"
+    elif isinstance(field.default, bool):
+        default = "on" if field.default else "off"
+    elif field.default is not None:
+        default = f"`{field.default}`"
+    cells = [f"`{flag}`", default or "none", meaning]
+    if is_config:
+        cells[0] += f", `--no-{flag.removeprefix('--')}`" if kind is bool else ""
+        cells.append("yes" if field.name in MAY_CHANGE else "no")
+    return [cell.replace("<", "&lt;") for cell in cells]
+
+
+def flag_tables(flags):
+    """The Markdown tables of a command: of its own flags, and of each group of settings."""
+    hints = typing.get_type_hints(flags, include_extras=True)
+    for base in flags.__mro__:
+        own = inspect.get_annotations(base)
+        is_config = issubclass(flags, Config) and base is not flags
+        if fields := [field for field in dataclasses.fields(flags) if field.name in own]:
+            head = ["flag", "default", "meaning"] + ["may change on resume"] * is_config
+            rows = [head, ["---"] * len(head), *(flag_row(field, hints[field.name], is_config) for field in fields)]
+            yield "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_tables_of_flags_agree_with_the_code(command):
+    section = PAGES["flags.md"].partition(f"## {command.capitalize()}\n")[2].partition("\n## ")[0]
+    tables = re.findall(r"^\| flag .*?(?=\n\n|\n*\Z)", section, flags=re.DOTALL | re.MULTILINE)
+    expected = list(flag_tables(COMMANDS[command]))
+    assert sorted(tables) == sorted(expected), "docs/flags.md should have:\n\n" + "\n\n".join(expected)
+
+
+def test_settings_that_may_change_on_resume_are_listed():
+    paragraph = re.search(r"These may change: (.*?)\.", PAGES["runs.md"], flags=re.DOTALL)[1]
+    assert {name.replace("-", "_") for name in re.findall(r"`--([\w-]+)`", paragraph)} == MAY_CHANGE
+
+
+def test_flags_in_the_text_exist():
+    fields = [field.name.replace("_", "-") for flags in COMMANDS.values() for field in dataclasses.fields(flags)]
+    known = {f"--{name}" for name in ("help", "batch_size", *fields, *(f"no-{field}" for field in fields))}
+    for page, text in PAGES.items():
+        prose = re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+        assert set(re.findall(r"`(--[a-z][\w-]*)", prose)) <= known, page
 
 
 def test_links_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    anchors = {
+        page: {
+            re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)
+        }
+        for page, text in PAGES.items()
+    }
+    for page, text in PAGES.items():
+        folder = ROOT if page == "README.md" else ROOT / "docs"
+        links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+        assert links or page == "flags.md"
+        for link in links:
+            path, _, anchor = link.partition("#")
+            assert (folder / path).exists(), link
+            assert not anchor or anchor in anchors[Path(path).name or page], link
 
 
-def test_every_script_named_is_there():
-    named = set(re.findall(r"scripts/\w+\.py", README))
+def test_every_page_is_linked_in_the_readme():
+    assert [page for page in PAGES if page != "README.md" and f"(docs/{page})" not in PAGES["README.md"]] == []
+
+
+def test_every_script_named_exists():
+    named = {script for text in PAGES.values() for script in re.findall(r"(?:scripts|tests)/\w+\.py", text)}
     assert named
     assert [script for script in named if not (ROOT / script).exists()] == []
 
