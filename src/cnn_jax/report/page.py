@@ -29,7 +29,7 @@ MAX_PICTURES = 24
 """The maximum number of misclassified test images to show."""
 
 PICTURE_SIDE = 96
-"""The maximum height and width of a picture in pixels: even two dozen of noise in color stay below a megabyte."""
+"""The maximum height and width of a picture in pixels: two dozen pictures of noise take less than a megabyte."""
 
 PIXELATED_SIDE = 64
 """The maximum height and width in pixels of pictures that are enlarged without smoothing."""

@@ -31,7 +31,7 @@ COLORS = {
 """The light theme's colors, by the names of the page's CSS variables."""
 
 MAX_MARKERS = 30
-"""The largest number of epochs to draw a marker for each."""
+"""The maximum number of epochs for which each epoch has a marker."""
 
 LABEL_HEIGHT = 0.08
 """The distance to keep between the labels of two curves, as a fraction of the height of the axes."""
@@ -41,7 +41,7 @@ SVG_OVERHEAD = re.compile(
     r'| transform="rotate\(-0 [^"]*"|(?<=\.\d\d)\d+(?=[ "\n])|^ +|^\n',
     re.DOTALL | re.MULTILINE,
 )
-"""What an inline SVG does without: the global style, backgrounds, the ids of groups, more than two decimal places."""
+"""What is removed from inline SVG: the global style, backgrounds, ids of groups, more than two decimal places."""
 
 
 def save_curves(path: Path, history: Sequence[EpochRecord], steps_per_epoch: int) -> None:
@@ -75,7 +75,7 @@ def curves_svg(metric: str, history: Sequence[EpochRecord], steps_per_epoch: int
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    # The font decides on the layout only: the page's style sheet sets another.
+    # This font affects the layout only: the page's style sheet sets another.
     settings = {"svg.fonttype": "none", "svg.hashsalt": metric, "font.sans-serif": ["DejaVu Sans"]}
     with style.context(["default", settings]):
         figure = Figure(figsize=(4.8, 2.9), layout="constrained")

@@ -1,1 +1,1 @@
-"""The state of training, and what changes it."""
+"""The training state, the training step and loop, and inference."""

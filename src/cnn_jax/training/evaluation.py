@@ -1,4 +1,4 @@
-"""Inference on any number of images, and how good it is."""
+"""Inference on any number of images, and scoring."""
 
 import math
 from functools import partial
@@ -19,20 +19,20 @@ MAX_BATCH = 256
 MAX_BATCH_BYTES = 1 << 20
 """Maximum size of a batch of images in bytes, if a single image does not exceed it.
 
-On a CPU with two processors larger batches of 64x64 images are slower, and those of larger images not faster; and the
-memory that the first convolution takes is 40 to 100 times that of the images.
+On a CPU with two processors, larger batches of 64x64 images are slower, and those of larger images are not faster. The
+first convolution takes 40 to 100 times the memory of the images.
 """
 
 MAX_CHUNK_BYTES = 1 << 26
-"""Maximum size of the images of a call of the compiled program in bytes."""
+"""Maximum size in bytes of the images passed to one call of the compiled program."""
 
 
 class Score(NamedTuple):
-    """How good logits are.
+    """Loss and accuracy.
 
     Attributes:
         loss: mean cross-entropy.
-        accuracy: fraction of the examples whose largest logit is their label's.
+        accuracy: fraction of the examples correctly classified.
     """
 
     loss: float
@@ -40,21 +40,26 @@ class Score(NamedTuple):
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> Score:
-    """The score of logits float ``[N, classes]`` for labels int ``[N]``, every example once, computed in float64."""
+    """Score logits in float64.
+
+    Args:
+        logits: float ``[N, classes]``.
+        labels: int ``[N]``.
+    """
     logits = logits.astype(np.float64)
     losses = logsumexp(logits, axis=-1) - logits[np.arange(len(labels)), labels]
     return Score(float(losses.mean()), float(np.mean(logits.argmax(axis=-1) == labels)))
 
 
 def batch_size_for(image_shape: tuple[int, int, int], num_images: int) -> int:
-    """The number of images to classify at a time, a power of two, so that few programs are compiled.
+    """Choose a batch size for inference: a power of two, so that few programs are compiled.
 
     Args:
         image_shape: ``(H, W, C)`` of the uint8 images.
-        num_images: how many there are.
+        num_images: number of images to classify.
 
     Returns:
-        From 1 to ``MAX_BATCH``, and less than twice the number of images.
+        A batch size from 1 to ``MAX_BATCH``, less than twice the number of images.
     """
     largest = max(1, min(MAX_BATCH, MAX_BATCH_BYTES // math.prod(image_shape)))
     largest = 1 << (largest.bit_length() - 1)
@@ -62,7 +67,18 @@ def batch_size_for(image_shape: tuple[int, int, int], num_images: int) -> int:
 
 
 def predict_logits(task: Task, variables: Variables, images: np.ndarray, *, batch_size: int, mesh: Mesh) -> np.ndarray:
-    """The logits float32 ``[N, classes]`` of uint8 images ``[N, H, W, C]``."""
+    """Compute the logits of images.
+
+    Args:
+        task: the model and the preprocessing.
+        variables: the model's variables.
+        images: uint8 ``[N, H, W, C]``.
+        batch_size: number of images per batch, over all devices.
+        mesh: the devices.
+
+    Returns:
+        Logits float32 ``[N, classes]``.
+    """
     batch = padded(min(batch_size, max(1, len(images))), mesh)
     steps = -(-len(images) // batch)
     chunk_steps = max(1, min(steps, MAX_CHUNK_BYTES // (batch * math.prod(images.shape[1:]))))
@@ -80,7 +96,7 @@ def predict_logits(task: Task, variables: Variables, images: np.ndarray, *, batc
 
 @partial(jax.jit, static_argnames=("task", "mesh"))
 def _chunk_logits(variables: Variables, images: jax.Array, *, task: Task, mesh: Mesh) -> jax.Array:
-    """``[steps, batch, classes]`` for ``[steps, batch, H, W, C]``, one batch after the other."""
+    """Map images ``[steps, batch, H, W, C]`` to logits ``[steps, batch, classes]``, one batch at a time."""
 
     def chunk_logits(variables: Variables, images: jax.Array) -> jax.Array:
         return jax.lax.map(partial(task.logits, variables), images)

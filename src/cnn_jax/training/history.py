@@ -1,4 +1,4 @@
-"""The history of a training: a record for each epoch."""
+"""The training history: one record per epoch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,23 +8,23 @@ from typing import Any, Self
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """The figures of one epoch; as text, the line that the command prints.
+    """The metrics of one epoch; ``str`` gives the line that the command prints.
 
-    Without a validation split the test split is scored after each epoch; with one, the validation split is, and the
-    fields of the test split are None.
+    After each epoch the validation split is scored, or the test split if there is no validation split. The fields of
+    the other one are None.
 
     Attributes:
         epoch: counted from 0.
-        step: steps taken since training began.
-        total_correct: training examples predicted correctly, each before the update it took part in.
+        step: steps taken since the start of training.
+        total_correct: training examples correctly classified, each before its batch's update.
         loss: sum of the batches' mean losses.
         train_accuracy: ``total_correct`` as a fraction.
         validation_loss: mean over the validation examples, after the epoch.
         validation_accuracy: fraction of the validation examples, after the epoch.
         test_loss: mean over the test examples, after the epoch.
         test_accuracy: fraction of the test examples, after the epoch.
-        seconds: training time, without compilation and evaluation.
-        images_per_second: training examples over ``seconds``.
+        seconds: training time, excluding compilation and evaluation.
+        images_per_second: training examples divided by ``seconds``.
     """
 
     epoch: int
@@ -41,16 +41,16 @@ class EpochRecord:
 
     @property
     def selection_accuracy(self) -> float:
-        """The accuracy by which the best checkpoint is chosen: of the validation split if there is one."""
+        """The accuracy that selects the best checkpoint: on the validation split, or on the test split without one."""
         return self.test_accuracy if self.validation_accuracy is None else self.validation_accuracy
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that have a value, for a line of ``metrics.jsonl``."""
+        """Convert to JSON for a line of ``metrics.jsonl``, without the fields that are None."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The record that ``to_json`` gave."""
+        """Convert from the result of ``to_json``."""
         return cls(**{"test_loss": None, "test_accuracy": None, **values})
 
     def __str__(self) -> str:

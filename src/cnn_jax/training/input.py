@@ -1,4 +1,4 @@
-"""Batches for training, in chunks of steps: gathered on the host while the devices compute the chunk before."""
+"""Batches for training, in chunks of steps, gathered on the host while the devices compute the previous chunk."""
 
 from typing import NamedTuple, Protocol
 
@@ -12,19 +12,19 @@ from cnn_jax.training.sharding import BATCHES, REPLICATED, padded, replicate, sh
 from cnn_jax.training.step import Batch
 
 MAX_CHUNK_STEPS = 100
-"""Maximum number of steps in a chunk: the host looks at metrics, signals and checkpoints between chunks."""
+"""Maximum number of steps in a chunk. Metrics, signals and checkpoints are handled between chunks."""
 
 MAX_CHUNK_BYTES = 1 << 26
-"""Maximum size of the images of a chunk in bytes, if a single step does not exceed it."""
+"""Maximum size in bytes of the images of a chunk, if a single step does not exceed it."""
 
 
 class Chunk(NamedTuple):
-    """The batches of some consecutive steps.
+    """The batches of consecutive steps.
 
     Attributes:
         batches: arrays ``[steps, batch, ...]``, sharded over the batch, and ``num_examples`` ``[steps]``, replicated.
-            There are always as many steps, so that one program serves all chunks.
-        num_steps: int32 scalar, steps that are to be taken; the batches of the others are undefined.
+            All chunks of a source have the same shapes, so that one compiled program serves all of them.
+        num_steps: int32 scalar, number of steps to take; the remaining batches are undefined.
     """
 
     batches: Batch
@@ -32,10 +32,11 @@ class Chunk(NamedTuple):
 
 
 CHUNK_SPECS = Chunk(Batch(BATCHES, BATCHES, BATCHES, REPLICATED), REPLICATED)
+"""The partition specs of a chunk."""
 
 
 class Source(Protocol):
-    """Where the batches come from; a chunk is a pure function of the epoch and the steps."""
+    """A source of batches; a chunk depends only on the epoch and the steps."""
 
     steps_per_epoch: int
     chunk_steps: int
@@ -45,10 +46,18 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """Batches of a split that is held once, in memory or in memory-mapped files, however many devices there are.
+    """Batches of a split, which is held once per process, in memory or in memory-mapped files.
+
+    Args:
+        split: the examples.
+        batch_size: number of examples per step, over all devices.
+        seed: determines the order of the examples.
+        shuffle: whether to shuffle the examples in every epoch.
+        mesh: the devices.
+        max_chunk_steps: maximum number of steps in a chunk.
 
     Attributes:
-        steps_per_epoch: batches in an epoch; the last one may be short, and is padded.
+        steps_per_epoch: number of batches in an epoch; the last one is padded if it is smaller.
         chunk_steps: maximum number of steps in a chunk.
     """
 
@@ -67,13 +76,13 @@ class ArraySource:
         self._seed = seed
         self._shuffle = shuffle
         self._mesh = mesh
-        self._order = (-1, np.empty(0, np.int32))  # of an epoch
+        self._order = (-1, np.empty(0, np.int32))  # the epoch and its order
         self.steps_per_epoch = -(-len(split) // batch_size)
         step_bytes = padded(batch_size, mesh) * split.images[0].nbytes
         self.chunk_steps = max(1, min(max_chunk_steps, self.steps_per_epoch, MAX_CHUNK_BYTES // step_bytes))
 
     def chunk(self, epoch: int, start: int, stop: int) -> Chunk:
-        """As of ``Source``."""
+        """See ``Source.chunk``."""
         order = self._epoch_order(epoch)
         images, labels = self._split.images, self._split.labels
         batch = padded(self._batch_size, self._mesh)

@@ -1,4 +1,4 @@
-"""The lesson's loop: batches into chunks, chunks into epochs."""
+"""The lesson's training loop, with the steps of an epoch in chunks."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,18 +29,20 @@ from cnn_jax.training.task import Task
 def train_chunk(
     state: TrainState, metrics: Metrics, chunk: Chunk, key: jax.Array, *, task: Task, mesh: Mesh
 ) -> tuple[TrainState, Metrics]:
-    """The steps of a chunk as one program, whatever their number.
+    """Take the steps of a chunk, in one compiled program for any number of steps.
 
-    The sums in ``metrics`` are continued in the order of the steps, so that they are the same to the bit however an
-    epoch is cut into chunks.
+    Metrics are accumulated in the order of the steps, so that the results are bitwise equal for any chunk length.
 
     Args:
-        state: the state before the chunk; its memory is given to the new one.
-        metrics: of the epoch so far.
+        state: the state before the chunk; its memory is donated.
+        metrics: the metrics of the epoch so far.
         chunk: the batches, sharded over the devices.
-        key: the run's.
-        task: static.
-        mesh: the devices.
+        key: the run's random key, the same for all steps.
+        task: the model, optimizer, loss and preprocessing; static.
+        mesh: the devices; static.
+
+    Returns:
+        The state after the chunk, and the metrics of the epoch including it.
     """
 
     def take_steps(state: TrainState, metrics: Metrics, chunk: Chunk, key: jax.Array) -> tuple[TrainState, Metrics]:
@@ -57,20 +59,20 @@ def train_chunk(
 
 
 def create_state(task: Task, image_shape: tuple[int, int, int], key: jax.Array, mesh: Mesh) -> TrainState:
-    """The state at step 0 on every device of a mesh. Raises as ``Task.init`` does."""
-    # XLA's CPU compiler takes seconds to optimise the random number generator, which runs once.
+    """Create the state at step 0 on every device of a mesh. Raises the same errors as ``Task.init``."""
+    # XLA's CPU compiler takes seconds to optimize the random number generator, which runs only once.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = jax.jit(Task.init, static_argnums=(0, 2), compiler_options=options)
     return replicate(init(task, key, image_shape), mesh)
 
 
 def abstract_state(task: Task, image_shape: tuple[int, int, int]) -> TrainState:
-    """The state at step 0 as shapes and dtypes. Raises as ``Task.init`` does."""
+    """The shapes and dtypes of the state at step 0. Raises the same errors as ``Task.init``."""
     return jax.eval_shape(partial(task.init, image_shape=image_shape), jax.random.key(0))
 
 
 def create_task(config: Config, num_classes: int) -> Task:
-    """The task that a config describes.
+    """Create the task that a config describes.
 
     Raises:
         UsageError: unknown model.
@@ -79,7 +81,14 @@ def create_task(config: Config, num_classes: int) -> Task:
 
 
 class ChunkReport(NamedTuple):
-    """The state of an epoch: ``steps_done`` of ``steps`` steps, and their metrics, on the device."""
+    """Progress within an epoch.
+
+    Attributes:
+        epoch: counted from 0.
+        steps_done: steps taken in the epoch.
+        steps: steps in the epoch.
+        metrics: metrics of the steps taken, on the device.
+    """
 
     epoch: int
     steps_done: int
@@ -89,13 +98,13 @@ class ChunkReport(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """A point in a training: with the config and the dataset, all that the rest of it is a function of.
+    """A point in training, which together with the config and the dataset determines the rest of it.
 
     Attributes:
-        step: steps taken, from which the epoch and the place in it follow.
-        state: the state after them; the next chunk reuses its memory.
-        metrics: of the epoch so far.
-        seconds: spent on the epoch so far.
+        step: number of steps taken, which determines the epoch and the position in it.
+        state: the state after these steps; the next chunk reuses its memory.
+        metrics: metrics of the epoch so far.
+        seconds: training time of the epoch so far.
     """
 
     step: int
@@ -105,24 +114,25 @@ class Progress:
 
 
 class NonFiniteError(CnnJaxError):
-    """The loss or the gradient of a step is infinite or not a number."""
+    """The loss or the gradient of a step is infinite or NaN."""
 
 
 class Trainer:
-    """Training and evaluation of a config on a dataset.
+    """Trains and evaluates the model of a config on a dataset.
 
     Args:
         config: the settings.
-        dataset: the examples; they stay in the host's memory.
-        devices: to train on; by default all of this process.
-        task: what to train; by default what the config describes.
-        max_chunk_steps: maximum number of steps between two looks of the host.
+        dataset: the examples, which stay in host memory.
+        devices: the devices to train on; by default all local devices.
+        task: the task to train; by default the one that the config describes.
+        max_chunk_steps: maximum number of steps in a chunk.
 
     Attributes:
-        task: what is trained.
+        task: the task that is trained.
         mesh: the devices.
-        steps_per_epoch: batches in an epoch.
+        steps_per_epoch: number of batches in an epoch.
         selection_split: the name of the split that is scored after each epoch.
+        abstract_state: the shapes and dtypes of the state.
 
     Raises:
         UsageError: unknown model, or images too small for it.
@@ -140,7 +150,7 @@ class Trainer:
         self._dataset = dataset
         self.mesh = make_mesh(devices)
         self.task = create_task(config, len(dataset.class_names)) if task is None else task
-        self._batch_size = min(config.batch_size, len(dataset.train))  # more would only be padding
+        self._batch_size = min(config.batch_size, len(dataset.train))  # the rest would be padding
         self._source = ArraySource(
             dataset.train,
             batch_size=self._batch_size,
@@ -152,16 +162,17 @@ class Trainer:
         self.steps_per_epoch = self._source.steps_per_epoch
         self.selection_split = "validation" if "validation" in dataset.splits else "test"
         self._key = jax.random.key(config.seed)
-        self._step_key = replicate(jax.random.fold_in(self._key, 1), self.mesh)  # the key itself draws the parameters
+        # The key itself initializes the parameters.
+        self._step_key = replicate(jax.random.fold_in(self._key, 1), self.mesh)
         self.abstract_state = abstract_state(self.task, dataset.image_shape)
 
     def start(self) -> Progress:
-        """The start of training, a function of the config's seed."""
+        """The progress at step 0, with parameters determined by the config's seed."""
         state = create_state(self.task, self._dataset.image_shape, self._key, self.mesh)
         return Progress(0, state, self._no_metrics(), 0.0)
 
     def compile(self) -> float:
-        """Compile both programs, by a chunk of no steps and an evaluation; returns the seconds it took."""
+        """Compile both programs by running a chunk of no steps and an evaluation; return the seconds it took."""
         began = time.perf_counter()
         start = self.start()
         state, _ = self._train_chunk(start.state, start.metrics, epoch=0, start=0, stop=0)
@@ -175,18 +186,18 @@ class Trainer:
         on_chunk: Callable[[ChunkReport], None] = lambda report: None,
         before_chunk: Callable[[Progress], None] = lambda progress: None,
     ) -> Iterator[tuple[EpochRecord, Progress]]:
-        """Train from any point to the end of the config's last epoch.
+        """Train from ``progress`` to the end of the last epoch.
 
         Args:
             progress: where to start; its memory is reused.
-            on_chunk: called with the state of the epoch, each time when the next chunk is already dispatched.
-            before_chunk: called with the progress while its memory is not yet reused, to save it or to stop.
+            on_chunk: called with the progress of the epoch, each time after the next chunk has been dispatched.
+            before_chunk: called with the progress before the next chunk reuses its memory, to save it or to stop.
 
         Yields:
-            Each epoch's record, and the progress at its end.
+            The record of each epoch, and the progress at its end.
 
         Raises:
-            NonFiniteError: the loss or the gradient is no longer finite; known at the next chunk's end.
+            NonFiniteError: the loss or the gradient is not finite; raised at the latest after the next chunk.
         """
         state, metrics = replicate((progress.state, progress.metrics), self.mesh)
         progress = Progress(progress.step, state, metrics, progress.seconds)
@@ -198,13 +209,13 @@ class Trainer:
             yield record, progress
 
     def evaluate(self, state: TrainState, split: str) -> tuple[Score, np.ndarray]:
-        """Score and logits ``[N, classes]`` of a split of the dataset."""
+        """Score the dataset's split of that name; return its score and logits float32 ``[N, classes]``."""
         images, labels = self._dataset.splits[split].images, self._dataset.splits[split].labels
         logits = predict_logits(self.task, state.variables, images, batch_size=self._batch_size, mesh=self.mesh)
         return score(logits, labels), logits
 
     def check_finite(self, metrics: Metrics) -> None:
-        """Raise NonFiniteError if a step was not finite; waits for the steps that the metrics are of."""
+        """Raise NonFiniteError if a step was not finite; this waits until the metrics are computed."""
         if (step := int(metrics.first_nonfinite_step)) != NO_STEP:
             raise NonFiniteError(
                 f"the loss or the gradient is not finite at step {step}: start a new run with a --learning-rate below "
@@ -224,7 +235,7 @@ class Trainer:
         while done < self.steps_per_epoch:
             before_chunk(Progress(step, state, metrics, time.perf_counter() - began))
             report = ChunkReport(epoch, done, self.steps_per_epoch, metrics)
-            stop = min(self._next_look(step) - first_step, self.steps_per_epoch)
+            stop = min(self._next_stop(step) - first_step, self.steps_per_epoch)
             state, metrics = self._train_chunk(state, metrics, epoch, done, stop)
             self.check_finite(report.metrics)
             on_chunk(report)
@@ -233,12 +244,12 @@ class Trainer:
         self.check_finite(metrics)
         return Progress(step, state, metrics, time.perf_counter() - began)
 
-    def _next_look(self, step: int) -> int:
-        """The step at which the host looks next: after a whole chunk, or when a checkpoint is due."""
-        look = step + self._source.chunk_steps
+    def _next_stop(self, step: int) -> int:
+        """The step to end the next chunk at: after a full chunk, or earlier if a checkpoint is due."""
+        stop = step + self._source.chunk_steps
         if every := self._config.checkpoint_every:
-            look = min(look, (step // every + 1) * every)
-        return look
+            stop = min(stop, (step // every + 1) * every)
+        return stop
 
     def _train_chunk(
         self, state: TrainState, metrics: Metrics, epoch: int, start: int, stop: int

@@ -1,4 +1,4 @@
-"""Losses and counts, and their sums over steps, kept on the device and divided once."""
+"""Loss and accuracy, accumulated over steps on the device."""
 
 import jax
 import jax.numpy as jnp
@@ -6,27 +6,27 @@ import optax
 from flax import struct
 
 NO_STEP = 2**31 - 1
-"""The value of ``Metrics.first_nonfinite_step`` while all steps are finite."""
+"""Value of ``Metrics.first_nonfinite_step`` if all steps are finite."""
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The loss of each example: logits float32 ``[B, classes]`` and labels int32 ``[B]`` to float32 ``[B]``."""
+    """Cross-entropy of each example: logits float32 ``[B, classes]`` and labels int32 ``[B]`` to float32 ``[B]``."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
 def num_correct(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """The number of unmasked examples whose largest logit is their label's, an int32 scalar."""
+    """Number of correctly classified examples where the mask is true, an int32 scalar."""
     return jnp.sum(logits.argmax(axis=-1) == labels, where=mask, dtype=jnp.int32)
 
 
 @struct.dataclass
 class Metrics:
-    """The sums over the training steps of an epoch; every field is a scalar on the device.
+    """Sums over training steps of an epoch; every field is a scalar on the device.
 
     Attributes:
         loss: float32, sum of the batches' mean losses, as in the lesson's loop.
-        num_correct: int32, examples predicted correctly, each before the update it took part in.
-        num_examples: int32, examples seen, without padding.
+        num_correct: int32, examples correctly classified, each before its batch's update.
+        num_examples: int32, number of examples, excluding padding.
         first_nonfinite_step: int32, the first step whose loss or new parameters were not finite, or ``NO_STEP``.
     """
 
@@ -37,17 +37,17 @@ class Metrics:
 
     @classmethod
     def zero(cls) -> "Metrics":
-        """The sum over no steps."""
+        """The metrics of no steps."""
         return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.int32(NO_STEP))
 
     @classmethod
     def from_numbers(cls, numbers: dict[str, float]) -> "Metrics":
-        """The metrics that ``to_numbers`` gave, to the bit."""
+        """Convert from the result of ``to_numbers``, without rounding."""
         zero = cls.zero()
         return cls(**{name: jnp.asarray(value, getattr(zero, name).dtype) for name, value in numbers.items()})
 
     def to_numbers(self) -> dict[str, float]:
-        """The fields as Python's numbers, for JSON."""
+        """Convert the fields to Python numbers, for JSON."""
         return {name: value.item() for name, value in vars(jax.device_get(self)).items()}
 
     def __add__(self, other: "Metrics") -> "Metrics":

@@ -1,4 +1,4 @@
-"""Optimizers as values: equal settings are equal, so that programs compiled for one serve the other."""
+"""Hashable optimizers: those with equal settings are equal and share compiled programs."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,19 +10,19 @@ class Optimizer(Protocol):
     """A hashable description of an optimizer."""
 
     def transformation(self) -> optax.GradientTransformation:
-        """The optimizer as optax's pair of functions."""
+        """Create the optax optimizer."""
 
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma & Ba, https://arxiv.org/abs/1412.6980); its other constants are the paper's, as in PyTorch.
+    """Adam (Kingma & Ba, https://arxiv.org/abs/1412.6980); other settings have the defaults of optax and PyTorch.
 
     Attributes:
-        learning_rate: constant over the run, so that a run may be resumed for more epochs.
+        learning_rate: constant, so that a run can be resumed for more epochs.
     """
 
     learning_rate: float
 
     def transformation(self) -> optax.GradientTransformation:
-        """``optax.adam``."""
+        """Create ``optax.adam``."""
         return optax.adam(self.learning_rate)

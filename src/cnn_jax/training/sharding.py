@@ -1,11 +1,12 @@
-"""Data parallelism: every device holds the whole state and computes its part of every batch.
+"""Data parallelism: every device has a copy of the state and computes its part of every batch.
 
-The gradient of a sum over examples is the sum of the gradients over the parts of the examples, so one sum over the
-devices in each step is all they exchange. No other module knows how many devices there are.
+The devices communicate once per step, to sum the gradients of their parts. Other modules do not depend on the number of
+devices.
 
-On a CPU the devices are the processors, as many as ``JAX_NUM_CPU_DEVICES`` says. XLA gives many operations one
-processor only, so two devices that compute half a batch each finish sooner than one that has both processors: for the
-tutorial's network 1.4 times as fast with batches of 16 to 200, and no faster with 8 (two processors, jax 0.10).
+On a CPU, ``JAX_NUM_CPU_DEVICES`` sets the number of devices; the commands use one device per processor. XLA runs many
+operations on a single processor, so two devices with half a batch each are faster than one device with both processors:
+for the model ``cnn``, 1.4 times as fast with batches of 16 to 200, and no faster with batches of 8 (two processors, jax
+0.10).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,46 +21,48 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 Tree = TypeVar("Tree")
 
 AXIS = "data"
-"""The name of the mesh's only axis."""
+"""The name of the mesh axis."""
 
 REPLICATED = PartitionSpec()
+"""The sharding of arrays that every device has a copy of."""
+
 BATCHES = PartitionSpec(None, AXIS)
 """The sharding of arrays ``[steps, batch, ...]``."""
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of some devices, by default of all those of this process."""
+    """Create a mesh of devices, by default of all local devices."""
     return Mesh(np.array(jax.local_devices() if devices is None else devices), (AXIS,))
 
 
 def padded(batch_size: int, mesh: Mesh) -> int:
-    """The smallest multiple of the number of devices that is at least the batch size."""
+    """Round a batch size up to a multiple of the number of devices."""
     return -(-batch_size // mesh.size) * mesh.size
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-    """The arrays of a tree on every device of the mesh."""
+    """Copy the arrays of a tree to every device of the mesh."""
     return jax.device_put(tree, NamedSharding(mesh, REPLICATED))
 
 
 def shard_batches(tree: Tree, mesh: Mesh) -> Tree:
-    """Arrays ``[steps, batch, ...]`` with each device's part of the batches on that device."""
+    """Shard arrays ``[steps, batch, ...]`` over the batch axis."""
     return jax.device_put(tree, NamedSharding(mesh, BATCHES))
 
 
 def data_parallel(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """``jax.shard_map`` of a function that calls ``sum_over_devices`` itself."""
-    # Without jax's check of what is replicated, which would have every gradient summed on its own.
+    """Apply ``jax.shard_map`` to a function that calls ``sum_over_devices`` itself."""
+    # With check_vma, jax would insert a separate psum for every gradient.
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def device_index(axis_name: str | None) -> jax.Array:
-    """The place of this device on the axis, an int32 scalar; 0 without an axis."""
+    """Index of this device along the axis, an int32 scalar; 0 if the axis is None."""
     return jnp.int32(0) if axis_name is None else jax.lax.axis_index(axis_name)
 
 
 def sum_over_devices(tree: Tree, axis_name: str | None) -> Tree:
-    """The sum of each array over the devices, in one exchange for all arrays: every exchange is a wait."""
+    """Sum each array over the devices, in a single collective to pay its latency only once."""
     if axis_name is None:
         return tree
     flat, unravel = ravel_pytree(tree)

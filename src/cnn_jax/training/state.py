@@ -1,4 +1,4 @@
-"""The state that training carries from step to step."""
+"""The training state."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ Variables = dict[str, Any]
 
 @struct.dataclass
 class TrainState:
-    """All that changes while training; every leaf is an array, and a checkpoint holds all of them.
+    """Everything that changes during training; every leaf is an array and is saved in checkpoints.
 
     Attributes:
-        step: int32 scalar, steps taken.
+        step: int32 scalar, number of steps taken.
         params: the model's parameters.
-        model_state: the model's other collections, such as ``batch_stats``; empty for a model that has none.
+        model_state: the model's other collections, such as ``batch_stats``; empty if it has none.
         opt_state: the optimizer's state.
         averaged_params: exponential moving average of ``params``, or None.
     """
@@ -30,6 +30,6 @@ class TrainState:
 
     @property
     def variables(self) -> Variables:
-        """What inference applies the model to: the averaged parameters if there are any, and the other collections."""
+        """The model's variables for inference: the averaged parameters if there are any, and the other collections."""
         params = self.params if self.averaged_params is None else self.averaged_params
         return {"params": params, **self.model_state}

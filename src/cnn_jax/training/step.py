@@ -1,4 +1,4 @@
-"""The lesson's cycle for one batch, as pure functions: forward pass, loss, gradient, update."""
+"""The lesson's training step as pure functions: forward pass, loss, gradient, update."""
 
 from functools import partial
 from typing import NamedTuple
@@ -15,13 +15,13 @@ from cnn_jax.training.task import Task
 
 
 class Batch(NamedTuple):
-    """A fixed number of examples, padded at the end; with several devices, the part of a batch that one of them has.
+    """A batch of examples, padded at the end to a fixed size; inside ``jax.shard_map``, one device's part of it.
 
     Attributes:
         images: uint8 ``[B, H, W, C]``.
         labels: int32 ``[B]``.
-        mask: bool ``[B]``, false for padding.
-        num_examples: int32 scalar, examples in the whole batch, without padding.
+        mask: bool ``[B]``, False for padding.
+        num_examples: int32 scalar, number of examples in the whole batch, excluding padding.
     """
 
     images: jax.Array
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, images: jax.Array, labels: jax.Array) -> "Batch":
-        """A batch without padding."""
+        """Create a batch without padding."""
         return cls(images, labels, jnp.ones(len(labels), bool), jnp.int32(len(labels)))
 
 
@@ -41,16 +41,16 @@ def loss_fn(
     """Mean loss over the examples of a batch.
 
     Args:
-        params: the model's parameters, with respect to which this is differentiated.
+        params: the model's parameters, with respect to which the loss is differentiated.
         model_state: the model's other collections.
-        task: the model, the loss and the preparation of the images.
+        task: the model, loss and preprocessing.
         batch: the examples.
         key: determines augmentation and dropout.
-        axis_name: of the devices that share the batch, inside ``jax.shard_map``.
+        axis_name: the axis that the batch is sharded over, inside ``jax.shard_map``.
 
     Returns:
-        The loss, a float32 scalar (those of a batch's parts add up to that of the batch), the logits ``[B, classes]``,
-        and the other collections after the batch.
+        The loss, a float32 scalar, and as auxiliary data the logits ``[B, classes]`` and the updated collections. The
+        losses of a batch's parts add up to the loss of the whole batch.
     """
     size = len(batch.labels)
     context = BatchContext(device_index(axis_name) * size + jnp.arange(size), batch.mask, axis_name)
@@ -63,17 +63,17 @@ def loss_fn(
 def train_step(
     state: TrainState, batch: Batch, key: jax.Array, *, task: Task, axis_name: str | None = None
 ) -> tuple[TrainState, Metrics]:
-    """Forward pass, loss, gradient, update.
+    """Take one training step: forward pass, loss, gradient, update.
 
     Args:
-        state: the state before the step; its memory is given to the new one.
+        state: the state before the step; its memory is donated.
         batch: the examples.
-        key: the run's, to which the step's number is added.
-        task: static.
-        axis_name: of the devices that share the batch, inside ``jax.shard_map``.
+        key: the run's random key, into which the step is folded.
+        task: the model, optimizer, loss and preprocessing; static.
+        axis_name: the axis that the batch is sharded over, inside ``jax.shard_map``; static.
 
     Returns:
-        The state after the step, and the step's metrics, computed before the update.
+        The state after the step, and the metrics of the step, computed before the update.
     """
     key = jax.random.fold_in(key, state.step)
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
@@ -86,6 +86,6 @@ def train_step(
     if averaged_params is not None:
         averaged_params = optax.incremental_update(params, averaged_params, 1 - task.average_decay)
     new_state = TrainState(state.step + 1, params, model_state, opt_state, averaged_params)
-    # A gradient that is not finite makes parameters that are not.
+    # A gradient that is not finite makes the parameters not finite.
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params))
     return new_state, Metrics(loss, correct, batch.num_examples, jnp.where(finite, NO_STEP, state.step))

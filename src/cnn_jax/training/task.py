@@ -1,4 +1,4 @@
-"""What a training consists of and does not change: model, optimizer, loss and the way images are prepared."""
+"""What does not change during training: model, optimizer, loss and preprocessing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from cnn_jax.training.state import Params, TrainState, Variables
 
 
 def scale(images: jax.Array) -> jax.Array:
-    """Uint8 images to float32 in [0, 1], as torchvision's ``ToTensor`` does."""
+    """Scale uint8 images to float32 in [0, 1], like torchvision's ``ToTensor``."""
     return images.astype(jnp.float32) / 255
 
 
 @dataclass(frozen=True)
 class Task:
-    """A value that is static to ``jax.jit``: trainings with equal tasks share their compiled programs.
+    """A hashable value that is static to ``jax.jit``: runs with equal tasks share compiled programs.
 
     Attributes:
         model: maps float32 images ``[B, H, W, C]``, and a ``BatchContext`` in training, to logits ``[B, classes]``.
         optimizer: turns gradients into updates of the parameters.
         loss: maps logits ``[B, classes]`` and labels ``[B]`` to the loss of each example ``[B]``.
-        preprocess: maps uint8 images to what the model takes, in training and inference alike.
-        augment: maps uint8 images ``[B, H, W, C]`` and a random key for each of them ``[B]`` to images of the same
-            shape and type, in training alone.
-        average_decay: decay of the exponential moving average of the parameters; None for no average.
+        preprocess: maps uint8 images to the model's input, in training and inference.
+        augment: maps uint8 images ``[B, H, W, C]`` and random keys ``[B]``, one per image, to uint8 images of the same
+            shape, in training only.
+        average_decay: decay of the exponential moving average of the parameters, or None for no average.
     """
 
     model: nn.Module
@@ -40,10 +40,10 @@ class Task:
     average_decay: float | None = None
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> TrainState:
-        """The state at step 0.
+        """Create the state at step 0.
 
         Args:
-            key: determines the parameters.
+            key: determines the initial parameters.
             image_shape: ``(H, W, C)``.
 
         Raises:
@@ -60,23 +60,23 @@ class Task:
         )
 
     def logits(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """The one inference path: uint8 images ``[B, H, W, C]`` to logits ``[B, classes]``."""
+        """Inference: map uint8 images ``[B, H, W, C]`` to logits ``[B, classes]``."""
         return self.model.apply(variables, self.preprocess(images))
 
     def train_logits(
         self, params: Params, model_state: Variables, images: jax.Array, context: BatchContext, key: jax.Array
     ) -> tuple[jax.Array, Variables]:
-        """The forward pass of training.
+        """The forward pass in training.
 
         Args:
             params: the model's parameters.
-            model_state: its other collections.
+            model_state: the model's other collections.
             images: uint8 ``[B, H, W, C]``.
-            context: which examples of the whole batch they are.
-            key: determines augmentation and dropout, together with the places of the examples in the batch.
+            context: the position of the images in the whole batch, and their mask.
+            key: determines augmentation and dropout, together with the positions of the images in the batch.
 
         Returns:
-            The logits ``[B, classes]``, and the other collections as the batch changes them.
+            The logits ``[B, classes]``, and the updated collections.
         """
         augment_key, dropout_key = jax.random.split(key)
         if self.augment is not None:
