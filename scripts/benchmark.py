@@ -1,13 +1,14 @@
-"""An epoch of the lesson in cnn_jax against the same in PyTorch, in turn, in one process on one machine.
+"""Benchmark an epoch of the lesson in cnn_jax and in PyTorch, alternating in one process.
 
     python scripts/benchmark.py --epochs 5 --torch-compile --json benchmark.json
 
-Both train the lesson's network in float32 on the same batches of 100 in the same order, with Adam 0.01: PyTorch by the
-lesson's own loop over a DataLoader of tensors in memory (on the GPU, where there is one), cnn_jax by its command's
-loop. They take turns epoch by epoch, so that a machine whose speed drifts is as slow for one as for the other. Before
-the first epoch each is warmed up, and what that took stands under "compile". Printed is a Markdown table: the median
-of the seconds an epoch, their range, how many times faster than PyTorch (the median of the turns' ratios), and the test
-accuracy, for speed is worth nothing without it. Without Fashion-MNIST, noise of its shape is trained on, and said so.
+Both train the lesson's network in float32 on the same batches of 100 in the same order, using Adam with a learning rate
+of 0.01. PyTorch runs the lesson's own loop over a DataLoader of tensors in memory (on the GPU if there is one); cnn_jax
+runs the loop of its command. They alternate after every epoch, so that changes of the machine's speed affect both. Each
+is warmed up before the first epoch; the column "compile" shows the time this took.
+
+The output is a Markdown table with the median and range of the seconds per epoch, the speedup over PyTorch (the median
+ratio of paired epochs), and the test accuracy. Without Fashion-MNIST, both train on noise of the same shape.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from cnn_jax.errors import CnnJaxError
 
 
 class CnnJax:
-    """This package, by the loop that its command runs."""
+    """cnn_jax, with the training loop of its command."""
 
     name = "cnn_jax"
 
@@ -41,22 +42,22 @@ class CnnJax:
         self._trainer = Trainer(config, dataset)
 
     def warm_up(self) -> None:
-        """Compile, and make the initial state."""
+        """Compile, and create the initial state."""
         self._trainer.compile()
         self._epochs = self._trainer.epochs(self._trainer.start())
 
     def train_epoch(self) -> float:
-        """Train one epoch; returns its seconds."""
+        """Train one epoch and return its seconds."""
         self._record, _ = next(self._epochs)
         return self._record.seconds
 
     def test_accuracy(self) -> float:
-        """The fraction of the test examples classified rightly."""
+        """The fraction of the test examples correctly classified."""
         return self._record.test_accuracy
 
 
 class PyTorch:
-    """The lesson's own loop."""
+    """PyTorch, with the lesson's own training loop."""
 
     def __init__(self, config: Config, dataset: Dataset, compiled: bool):
         import pytorch_lesson
@@ -75,7 +76,7 @@ class PyTorch:
         self._optimizer = self._make_optimizer()
 
     def warm_up(self) -> None:
-        """Train on ten batches, and forget it."""
+        """Train on ten batches, then restore the initial state."""
         state = {name: value.clone() for name, value in self._network.state_dict().items()}
         self._lesson.train_epoch(self._callable, list(islice(self._train_loader, 10)), self._optimizer)
         self._synchronize()
@@ -83,22 +84,22 @@ class PyTorch:
         self._optimizer = self._make_optimizer()
 
     def train_epoch(self) -> float:
-        """Train one epoch; returns its seconds."""
+        """Train one epoch and return its seconds."""
         began = time.perf_counter()
         self._lesson.train_epoch(self._callable, self._train_loader, self._optimizer)
         self._synchronize()
         return time.perf_counter() - began
 
     def test_accuracy(self) -> float:
-        """The fraction of the test examples classified rightly."""
+        """The fraction of the test examples correctly classified."""
         return self._lesson.evaluate(self._network, self._test_loader)
 
 
 def main() -> None:
-    """Run the contenders in turn and print the table."""
+    """Run the benchmark and print the table."""
     flags = parse_arguments()
     if flags.threads:
-        # Before jax and torch are imported: both take as many threads as they may use processors.
+        # Before jax and torch are imported: both start as many threads as they have processors.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
     cli.use_every_processor()
     config = Config(epochs=flags.epochs, shuffle=False, dataset="fashion_mnist", data_dir=flags.data_dir)
@@ -135,18 +136,18 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Time an epoch of the lesson in cnn_jax and in PyTorch.")
-    parser.add_argument("--epochs", type=int, default=5, help="epochs of each (default: %(default)s)")
-    parser.add_argument("--torch-compile", action="store_true", help="a row for torch.compile too")
-    parser.add_argument("--threads", type=int, help="processors for both to use (default: all)")
-    parser.add_argument("--data-dir", help="where Fashion-MNIST lies; else CNN_JAX_DATA_DIR")
-    parser.add_argument("--json", type=Path, help="write the result there too")
+    parser.add_argument("--epochs", type=int, default=5, help="number of epochs (default: %(default)s)")
+    parser.add_argument("--torch-compile", action="store_true", help="also benchmark torch.compile")
+    parser.add_argument("--threads", type=int, help="number of processors to use (default: all)")
+    parser.add_argument("--data-dir", help="directory of Fashion-MNIST (default: $CNN_JAX_DATA_DIR)")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
     return parser.parse_args()
 
 
 def load_or_make(config: Config) -> Dataset:
-    """Fashion-MNIST, or noise of its shape where it is not to be had."""
+    """Load Fashion-MNIST, or create noise of the same shape if it cannot be loaded."""
     try:
         return load(config)
     except CnnJaxError as error:
@@ -160,14 +161,14 @@ def load_or_make(config: Config) -> Dataset:
 
 
 def timed(function: Callable[[], None]) -> float:
-    """The seconds that a call takes."""
+    """Call a function and return the seconds it took."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """The hardware and software versions."""
     import jax
 
     return {
@@ -180,7 +181,7 @@ def machine() -> dict[str, object]:
 
 
 def print_table(result: dict) -> None:
-    """The result as Markdown."""
+    """Print the results as a Markdown table."""
     versions = ", ".join(f"{package} {result[package]}" for package in ("python", "jax", "flax", "torch"))
     hardware = f"{result['processors']} processors, {result['device']}"
     print(f"{result['data']}, {result['epochs']} epochs; {hardware}; {versions}\n")

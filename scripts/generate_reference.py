@@ -1,18 +1,17 @@
-"""Write the values of the lesson in PyTorch that tests/test_pytorch_agreement.py checks cnn_jax against.
+"""Write the reference values from PyTorch that tests/test_pytorch_agreement.py compares cnn_jax with.
 
     python scripts/generate_reference.py
 
-The file is an ``.npz`` of plain arrays. Parameters go by PyTorch's names and in PyTorch's layouts, as in
-``initial/conv1.weight``:
+The file is an ``.npz`` of arrays. Parameters have PyTorch's names and layouts, for example ``initial/conv1.weight``:
 
 - ``torch_version``;
 - ``images`` uint8 ``[batches, N, 1, 28, 28]``, ``labels`` int64 ``[batches, N]``: step ``t``, counted from 0,
-  takes batch ``t % batches``;
+  uses batch ``t % batches``;
 - ``initial/*``: the parameters before the first step;
-- ``logits`` float32 ``[N, 10]``, ``gradient/*``: of the first step;
-- ``losses`` float32 ``[20]``: each step's loss, before its update;
-- ``displacement/*`` float64 ``[20]``: how far the parameter lies from ``initial/*`` after each step, in the
-  Euclidean norm;
+- ``logits`` float32 ``[N, 10]``, ``gradient/*``: logits and gradients of the first step;
+- ``losses`` float32 ``[20]``: the loss of each step, before its update;
+- ``displacement/*`` float64 ``[20]``: the Euclidean distance of the parameter from ``initial/*`` after
+  each step;
 - ``step1/*``, ``step2/*``, ``step20/*``: the parameters after that many steps.
 """
 
@@ -31,10 +30,10 @@ BATCH_SIZE = 16
 STEPS = 20
 STORED_STEPS = (1, 2, STEPS)
 
-# Of the first forty, the seed whose losses fall and depend least on rounding: see ``sensitivity``.
+# Among the first forty seeds, the one with falling losses that depend least on rounding: see ``sensitivity``.
 SEED = 26
 
-# About ten roundings, and three times what optax's bias correction, computed in float32, takes off Adam's steps.
+# About ten rounding errors, and three times the error of Adam's steps from optax's float32 bias correction.
 PARAMETER_PERTURBATION = 1e-6
 LEARNING_RATE_PERTURBATION = 2e-5
 
@@ -42,11 +41,13 @@ Arrays = dict[str, np.ndarray]
 
 
 def make_batches() -> tuple[np.ndarray, np.ndarray]:
-    """Images of a coarse pattern per class under noise, and their labels, as in the file.
+    """Create images with a coarse pattern per class plus noise, and their labels.
 
-    The patterns are there for the loss to fall. The noise is there against ties: where the members of a pool are
-    equal, as on a plain background, the maximum has subgradients to choose from, and implementations choose
-    differently.
+    With the patterns, the loss falls. The noise prevents ties in max pooling, for which the subgradient is not unique
+    and implementations differ.
+
+    Returns:
+        Images and labels with the shapes and dtypes in the file.
     """
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 10, (BATCHES, BATCH_SIZE))
@@ -58,7 +59,7 @@ def make_batches() -> tuple[np.ndarray, np.ndarray]:
 def train(
     network: nn.Module, images: np.ndarray, labels: np.ndarray, learning_rate: float = LEARNING_RATE
 ) -> Iterator[tuple[np.ndarray, float]]:
-    """Take the steps; yields each one's logits and loss once it is taken, with its gradients still in place."""
+    """Train, yielding the logits and loss of each step after its update, while its gradients are still stored."""
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate)
     for step in range(STEPS):
         batch = step % BATCHES
@@ -86,12 +87,12 @@ def distances(here: Arrays, there: Arrays) -> Arrays:
 
 
 def under(prefix: str, arrays: Arrays) -> Arrays:
-    """The arrays by ``prefix/name``."""
+    """Prefix the names of arrays with ``prefix/``."""
     return {f"{prefix}/{name}": array for name, array in arrays.items()}
 
 
 def make_reference(images: np.ndarray, labels: np.ndarray) -> Arrays:
-    """All that the file holds."""
+    """Compute the content of the file."""
     torch.manual_seed(SEED)
     network = Network()
     initial = parameters(network)
@@ -111,15 +112,16 @@ def make_reference(images: np.ndarray, labels: np.ndarray) -> Arrays:
 
 
 def sensitivity(reference: Arrays, trials: int = 20) -> tuple[float, float]:
-    """What differences as small as those between two right implementations grow to in the course of the steps.
+    """Measure how much differences as small as those between two correct implementations grow during training.
 
-    Adam divides a gradient by its own size, so that the smallest, mostly rounding, move their parameters as far
-    as any; and a parameter that has moved a little may take a ReLU or a maximum across its kink. Most seeds meet
-    one that shows in the second digit of the losses, and would check only that all is rounded alike.
+    Adam divides each gradient by its magnitude, so that tiny gradients, which are mostly rounding errors, change their
+    parameters as much as any; and a small change of a parameter may change the sign of a ReLU's input or the position
+    of a maximum. With most seeds this changes the second digit of the losses, and a comparison would only test whether
+    both implementations round alike.
 
     Returns:
-        The greatest relative change of any loss, and the greatest change of any parameter after the last step
-        as a fraction of its displacement.
+        The largest relative change of any loss, and the largest change of any parameter after the last step as a
+        fraction of its displacement.
     """
     network = Network()
     loss_changes, parameter_changes = [], []
@@ -140,7 +142,7 @@ def sensitivity(reference: Arrays, trials: int = 20) -> tuple[float, float]:
 
 def main() -> None:
     """Write the file."""
-    # One thread sums in one order, so that the file comes out the same each time.
+    # A single thread sums in a fixed order, so that the file is reproducible.
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     reference = make_reference(*make_batches())
@@ -148,7 +150,7 @@ def main() -> None:
     np.savez_compressed(PATH, **reference)
     print(f"{PATH}: {PATH.stat().st_size} bytes, PyTorch {torch.__version__}")
     loss_change, parameter_change = sensitivity(reference)
-    print(f"perturbed: losses change by up to {loss_change:.1e}, parameters by {parameter_change:.1e} of their way")
+    print(f"perturbed: losses change by up to {loss_change:.1e}, displacements by {parameter_change:.1e}")
 
 
 if __name__ == "__main__":

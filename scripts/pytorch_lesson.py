@@ -1,9 +1,9 @@
-"""The lesson in PyTorch, as people write it: what cnn_jax is checked against and measured by.
+"""The lesson in PyTorch: the reference for the tests and benchmarks of cnn_jax.
 
     python scripts/pytorch_lesson.py --epochs 10 --seeds 0 1 2 3 4
 
-For each seed it prints a line an epoch (``seconds`` is the training alone), and at the end the mean and the
-sample standard deviation of the last epoch's test accuracy over the seeds.
+This prints one line per epoch for each seed (``seconds`` is the training time, excluding evaluation), and at the end
+the mean and sample standard deviation over the seeds of the test accuracy after the last epoch.
 """
 
 import argparse
@@ -17,7 +17,7 @@ try:
     from torch import nn
     from torch.utils.data import DataLoader, TensorDataset
 except ModuleNotFoundError:
-    sys.exit("error: PyTorch is not installed: pip install -e '.[torch]' brings it")
+    sys.exit("error: PyTorch is not installed: pip install -e '.[torch]'")
 
 from cnn_jax.config import Config
 from cnn_jax.data import load
@@ -52,7 +52,7 @@ class Network(nn.Module):
 
 
 def get_num_correct(preds: torch.Tensor, labels: torch.Tensor) -> int:
-    """How many of the logits ``[N, classes]`` are greatest at their label ``[N]``."""
+    """The number of examples whose largest logit ``[N, classes]`` is that of their label ``[N]``."""
     return preds.argmax(dim=1).eq(labels).sum().item()
 
 
@@ -60,7 +60,8 @@ def train_epoch(network: nn.Module, loader: DataLoader, optimizer: torch.optim.O
     """The lesson's loop.
 
     Returns:
-        The number of examples classified correctly on the way, and the sum of the batches' mean losses.
+        The number of examples correctly classified, each before its batch's update, and the sum of the batches' mean
+        losses.
     """
     total_loss = 0
     total_correct = 0
@@ -84,14 +85,14 @@ def evaluate(network: nn.Module, loader: DataLoader) -> float:
 
 
 def make_loader(split: Split, shuffle: bool = False, device: str = "cpu") -> DataLoader:
-    """Batches of float32 images ``[100, C, H, W]`` in [0, 1] and int64 labels ``[100]``, from the device's memory."""
+    """Batches of float32 images ``[100, C, H, W]`` in [0, 1] and int64 labels ``[100]``, in device memory."""
     images = torch.from_numpy(split.images).to(device).permute(0, 3, 1, 2).contiguous() / 255
     labels = torch.from_numpy(split.labels).to(device).long()
     return DataLoader(TensorDataset(images, labels), batch_size=BATCH_SIZE, shuffle=shuffle)
 
 
 def train(train_loader: DataLoader, test_loader: DataLoader, epochs: int, seed: int) -> float:
-    """Train a new network, printing a line an epoch; returns its test accuracy after the last."""
+    """Train a network, printing one line per epoch; return its test accuracy after the last epoch."""
     torch.manual_seed(seed)
     network = Network()
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
@@ -109,18 +110,18 @@ def train(train_loader: DataLoader, test_loader: DataLoader, epochs: int, seed: 
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description="Train the lesson's PyTorch network on Fashion-MNIST.")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--shuffle", action="store_true", help="a new order each epoch; off in the lesson")
-    parser.add_argument("--data-dir", help="where Fashion-MNIST lies; else CNN_JAX_DATA_DIR")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="PyTorch's threads")
+    parser.add_argument("--shuffle", action="store_true", help="shuffle in every epoch, unlike the lesson")
+    parser.add_argument("--data-dir", help="directory of Fashion-MNIST (default: $CNN_JAX_DATA_DIR)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="number of PyTorch threads")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Train a network for each seed and print how their accuracies spread."""
+    """Train a network for each seed and print the mean and standard deviation of the test accuracies."""
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     try:
@@ -135,7 +136,6 @@ def main() -> None:
     for seed in arguments.seeds:
         print(f"seed: {seed}")
         accuracies.append(train(train_loader, test_loader, config.epochs, seed))
-    # One accuracy has no spread.
     spread = f"{statistics.stdev(accuracies):.4f}" if len(accuracies) > 1 else "none"
     print(f"seeds: {len(accuracies)} test_accuracy: {statistics.mean(accuracies):.4f} std: {spread}")
 

@@ -1,9 +1,9 @@
-"""The lesson's walk through one batch, in JAX.
+"""The lesson's step-by-step training on one batch, in JAX.
 
     python scripts/single_batch.py
 
-A batch of 100 goes forward through the network, the loss and the number of correct predictions are taken, the gradients
-are computed and the weights updated; then the same batch goes forward once more, and its loss is smaller.
+This passes a batch of 100 images through the network, computes the loss, the number of correct predictions and the
+gradients, and updates the weights. After that, the loss on the same batch is smaller.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from cnn_jax.training.step import Batch, loss_fn
 
 
 def main(args: Sequence[str]) -> int:
-    """Print each section's values; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Walk one batch through the lesson's sections.")
+    """Print the values of each section and return the exit status."""
+    parser = argparse.ArgumentParser(description="Train on one batch, step by step as in the lesson.")
     parser.add_argument("--dataset", default=Config.dataset, help="as for cnn_jax.train (default: %(default)s)")
-    parser.add_argument("--data-dir", help="where data sets are kept or already lie")
+    parser.add_argument("--data-dir", help="directory of the datasets")
     flags = parser.parse_args(args)
 
     print("Get a batch")
@@ -41,9 +41,9 @@ def main(args: Sequence[str]) -> int:
     state = task.init(key, dataset.image_shape)
     print(f"  {sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters")
 
-    # In PyTorch the loss remembers how it came about, and loss.backward() leaves the gradients in the parameters.
-    # Here the forward pass is a function, value_and_grad makes of it the function that returns the gradients too,
-    # and jit compiles that: nothing to remember, and nothing to zero before the next time.
+    # In PyTorch, the loss records the computation, and loss.backward() stores the gradients in the parameters. In JAX,
+    # value_and_grad transforms the loss function into one that also returns the gradients, and jit compiles it. There
+    # are no stored gradients to zero.
     value_and_grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnames="task")
 
     print("Forward pass, loss and gradients")
