@@ -69,13 +69,16 @@ def test_a_path_is_printed_so_that_no_terminal_obeys_it(digits, tmp_path, monkey
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "RUN is missing: "),
-        (["{run}"], "--format is missing: "),
-        (["{run}", "--format", "tflite"], "invalid choice 'tflite' for argument '--format'"),
+        ([], "the following arguments are required: RUN; see "),
+        (["{run}"], "--format is required; see "),
+        (
+            ["{run}", "--format", "tflite"],
+            "--format must be stablehlo, onnx, safetensors or pytorch, not 'tflite'; see ",
+        ),
         (["{run}", "--format", "onnx", "--ouput", "x"], "unknown argument '--ouput'; did you mean '--output'?"),
         (["no/such", "--format", "pytorch"], "no/such is not a run directory"),
         (["{run}", "--format", "pytorch", "--output", "no/such"], "cannot write no/such (No such file or directory)"),
-        (["{run}", "--format", "pytorch", "--output", "."], ". exists already: name another file by --output"),
+        (["{run}", "--format", "pytorch", "--output", "."], ". already exists: choose another --output"),
     ],
 )
 def test_nonsense_is_status_2_in_one_line(digits, tmp_path, monkeypatch, capsys, words, message):

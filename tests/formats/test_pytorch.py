@@ -120,7 +120,7 @@ def test_a_mistaken_conversion_is_not_kept(run, tmp_path, monkeypatch, name, mis
         return {**state_dict, name: mistake(state_dict[name])}
 
     monkeypatch.setattr(pytorch, "to_state_dict", mistaken)
-    with pytest.raises(CnnJaxError, match="is not written: read back, it gives probabilities that differ by"):
+    with pytest.raises(CnnJaxError, match="was not written: its probabilities differ from the network's by"):
         run.export(tmp_path / "pytorch.safetensors", "pytorch")
     assert list(tmp_path.iterdir()) == []
 

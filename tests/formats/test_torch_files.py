@@ -57,14 +57,14 @@ def test_differences_are_told(torch, path, state_dict, assert_refused):
     state_dict["conv1.bias"] = state_dict["conv1.bias"].long()
     torch.save(state_dict, path)
     assert_refused(
-        r"conv1\.bias is of type torch\.int64 and should be float32, "
-        r"out\.weight is \[1048576, 1048576\] and should be \[3, 60\]",
+        r"conv1\.bias has dtype torch\.int64 instead of float32, "
+        r"out\.weight has shape \[1048576, 1048576\] instead of \[3, 60\]",
     )
 
 
 def test_missing_pytorch_is_said(saved, monkeypatch, assert_refused):
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert_refused("is PyTorch's, and reading it needs PyTorch: pip install -e '\\.\\[torch\\]', or give")
+    assert_refused("reading the state_dict .* needs PyTorch: pip install -e '\\.\\[torch\\]', or set --init-from")
 
 
 @pytest.mark.parametrize("content", ["network", "wrapped", "list", "numbers", "names", "sparse", "nothing"])
@@ -80,7 +80,7 @@ def test_what_is_no_state_dict_is_refused(torch, path, state_dict, content, asse
     }
     torch.save(contents[content], path)
     assert_refused(
-        r"is damaged, beyond 1 GiB, or no state_dict as torch\.save\(network\.state_dict\(\), \.\.\.\) writes it"
+        "is damaged, larger than 1 GiB, or not a state_dict: set --init-from to a safetensors file, or to a state_dict"
     )
 
 
@@ -95,7 +95,7 @@ def test_nothing_is_executed(saved, tmp_path, assert_refused):
     with zipfile.ZipFile(saved, "w") as archive:
         for member, content in (members | {name: pickle.dumps({"out.bias": Hostile()}, 2)}).items():
             archive.writestr(member, content)
-    assert_refused("is damaged, beyond 1 GiB, or no state_dict")
+    assert_refused("is damaged, larger than 1 GiB, or not a state_dict")
     assert not (tmp_path / "executed").exists()
 
 
@@ -105,12 +105,12 @@ def test_what_would_unpack_is_refused(saved, assert_refused):
     with zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as archive:
         for member, content in members.items():
             archive.writestr(member, content)
-    assert_refused("is damaged, beyond 1 GiB, or no state_dict")
+    assert_refused("is damaged, larger than 1 GiB, or not a state_dict")
 
 
 def test_a_huge_one_is_refused(saved, assert_refused):
     os.truncate(saved, 2**36)
-    assert_refused("is damaged, beyond 1 GiB, or no state_dict")
+    assert_refused("is damaged, larger than 1 GiB, or not a state_dict")
 
 
 @pytest.mark.parametrize("at", [10, 100, 1000, 5000, -1000, -100, -10])

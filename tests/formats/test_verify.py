@@ -47,9 +47,7 @@ def test_what_computes_something_else_is_not_kept(run, tmp_path, monkeypatch, fo
 
     monkeypatch.setattr(form, "load", load_broken)
     format = form.__name__.rpartition(".")[2]
-    with pytest.raises(
-        CnnJaxError, match=r"is not written: read back, it gives probabilities that differ by (2.*|nan)"
-    ):
+    with pytest.raises(CnnJaxError, match=r"was not written: its probabilities differ from the network's by (2.*|nan)"):
         run.export(tmp_path / "network", format)
     assert list(tmp_path.iterdir()) == []
 
@@ -98,7 +96,7 @@ def test_what_is_there_already_is_kept(run, tmp_path, there):
             path.mkdir()
         case "link to nothing":
             path.symlink_to(tmp_path / "nothing")
-    with pytest.raises(UsageError, match="network exists already: name another file by --output"):
+    with pytest.raises(UsageError, match="network already exists: choose another --output"):
         run.export(path, "safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["network"]
     assert there != "file" or path.read_text() == "precious"
@@ -111,7 +109,7 @@ def test_nothing_can_be_written_there(run, tmp_path):
         tmp_path / "file" / "network": "Not a directory",
         tmp_path / ("x" * 300): "File name too long",
     }.items():
-        with pytest.raises(UsageError, match=rf"cannot write .* \({reason}\): name another place by --output"):
+        with pytest.raises(UsageError, match=rf"cannot write .* \({reason}\): choose another --output"):
             run.export(path, "safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -132,14 +130,14 @@ def disk(tmp_path):
 
 def test_a_full_disk_is_one_error_and_leaves_nothing(run, disk):
     (disk / "filler").write_bytes(bytes(40_000))
-    with pytest.raises(CnnJaxError, match=r"cannot write .* \(No space left on device\): mend that, and export again"):
+    with pytest.raises(CnnJaxError, match=r"cannot write .* \(No space left on device\): fix this, then export again"):
         run.export(disk / "network", "safetensors")
     assert [path.name for path in disk.iterdir()] == ["filler"]
 
 
 def test_a_read_only_disk_is_refused(run, disk):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    with pytest.raises(UsageError, match=r"cannot write .* \(Read-only file system\): name another place by --output"):
+    with pytest.raises(UsageError, match=r"cannot write .* \(Read-only file system\): choose another --output"):
         run.export(disk / "network", "safetensors")
 
 

@@ -131,7 +131,7 @@ def test_a_directory_in_use_is_refused_and_kept(tmp_path):
 def test_resuming_with_other_settings_is_refused(tmp_path):
     fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)
     other = dataclasses.replace(CONFIG, dataset="circles", batch_size=20)
-    with pytest.raises(UsageError, match=r"batch_size was 10 and is now 20, dataset was squares and is now circles"):
+    with pytest.raises(UsageError, match=r"dataset was squares and is now circles, batch_size was 10 and is now 20"):
         continue_run(other, tmp_path)
 
 
@@ -139,7 +139,7 @@ def test_a_run_that_lost_its_checkpoints_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG.to_yaml())
     (tmp_path / "metrics.jsonl").touch()  # written after the first checkpoint
     for attempt in (lambda: load_run(tmp_path), lambda: continue_run(CONFIG, tmp_path)):
-        with pytest.raises(UsageError, match="holds no checkpoint"):
+        with pytest.raises(UsageError, match="contains no checkpoint"):
             attempt()
 
 
@@ -152,7 +152,9 @@ def test_a_directory_without_run_is_refused(tmp_path):
 def test_evaluating_on_other_classes_is_refused(tmp_path, dataset):
     run = fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)
     other = Dataset("letters", dataset.train, dataset.test, ("a", "b", "c"))
-    with pytest.raises(UsageError, match=r"made with another data set: it takes 16x16x1 images of 3 classes \(top"):
+    with pytest.raises(
+        UsageError, match=r"does not match the run in .*: the network was trained on 16x16x1 images of 3 classes \(top"
+    ):
         run.evaluate(other)
 
 
@@ -167,7 +169,7 @@ def test_deterministic_on_a_gpu_needs_xlas_flag(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
     with pytest.raises(
-        UsageError, match="needs XLA_FLAGS=--xla_gpu_deterministic_ops=true set before jax looks for devices"
+        UsageError, match="needs XLA_FLAGS=--xla_gpu_deterministic_ops=true: set it before jax initializes"
     ):
         fit(config, tmp_path / "run")
 
@@ -184,7 +186,7 @@ def test_going_on_with_other_devices_is_said(tmp_path, caplog):
     run = fit(dataclasses.replace(CONFIG, epochs=1), tmp_path / "run", devices=jax.devices()[:1])
     assert json.loads((run.workdir / "summary.json").read_text())["device_count"] == 1
     resumed = continue_run(dataclasses.replace(CONFIG, epochs=2), tmp_path / "run")
-    assert "was trained on 1 device(s) and continues on 2: the results agree up to rounding" in caplog.text
+    assert "was trained on 1 device(s) and is resumed on 2: results agree up to rounding" in caplog.text
     assert json.loads((run.workdir / "summary.json").read_text())["device_count"] == 2
     expected = fit(dataclasses.replace(CONFIG, epochs=2), tmp_path / "other")
     assert resumed.history[-1].loss == pytest.approx(expected.history[-1].loss, rel=1e-4)
@@ -232,7 +234,7 @@ def test_prediction_is_the_softmax_of_the_logits(tmp_path, dataset, count):
 )
 def test_predicting_other_images_is_refused(tmp_path, images):
     run = fit(dataclasses.replace(CONFIG, epochs=1), tmp_path)
-    with pytest.raises(UsageError, match=r"takes images of uint8 \[N, 16, 16, 1\], not (float64|uint8) \["):
+    with pytest.raises(UsageError, match=r"images must be uint8 \[N, 16, 16, 1\], not (float64|uint8) \["):
         run.predict(images)
 
 
@@ -245,7 +247,7 @@ def test_what_is_exported_without_its_data_is_verified_on_noise(tmp_path, caplog
     verification = run.export(tmp_path / "file", "safetensors")
     assert verification.num_images == 300
     assert verification.largest_difference < 1e-5
-    assert "verifying on noise, for the test images cannot be had: the folder is gone" in caplog.text
+    assert "verifying on random noise, because the test images cannot be loaded: the folder is gone" in caplog.text
 
 
 def test_going_on_with_a_changed_data_set_is_refused(tmp_path, dataset, monkeypatch):

@@ -1,4 +1,4 @@
-"""Trained networks in the forms that other programs read, and weights in and out of them."""
+"""Exporting trained networks to file formats that other programs read, and importing weights."""
 
 from typing import Literal
 
@@ -10,4 +10,4 @@ FILE_NAMES: dict[Format, str] = {
     "safetensors": "model.safetensors",
     "pytorch": "pytorch.safetensors",
 }
-"""What the file is called in a run directory."""
+"""The default name of the exported file in each format."""

@@ -1,4 +1,4 @@
-"""What is exported: a network apart from its training."""
+"""A trained network without its training state, as it is exported."""
 
 import dataclasses
 import json
@@ -13,20 +13,20 @@ from cnn_jax.training.state import Params, Variables
 from cnn_jax.training.task import Task
 
 Classifier = Callable[[np.ndarray], np.ndarray]
-"""Uint8 images ``[N, H, W, C]`` to float ``[N, classes]``, the probabilities."""
+"""Maps uint8 images ``[N, H, W, C]`` to class probabilities, float ``[N, classes]``."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network.
+    """A trained network to export.
 
     Attributes:
         model: the architecture's name.
-        task: the model and how images are prepared for it.
+        task: the model and the preprocessing of its images.
         image_shape: ``(H, W, C)``.
-        class_names: one for each logit.
-        params: as the model names them, in the host's memory.
-        model_state: the model's other collections, likewise.
+        class_names: one name per logit.
+        params: the model's parameters, in host memory.
+        model_state: the model's other collections, in host memory.
     """
 
     model: str
@@ -38,7 +38,7 @@ class Network:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What is to be known besides the weights, for formats with room for it: shape and names as JSON."""
+        """The model's name, and image shape and class names as JSON, for formats that can store metadata."""
         return {
             "model": self.model,
             "image_shape": json.dumps(self.image_shape),
@@ -46,8 +46,8 @@ class Network:
         }
 
     def probabilities(self, images: jax.Array) -> jax.Array:
-        """Uint8 ``[N, H, W, C]`` to float32 ``[N, classes]``: the program that is exported, scaling and all."""
+        """Map uint8 images ``[N, H, W, C]`` to probabilities float32 ``[N, classes]``, including the preprocessing."""
         task = dataclasses.replace(self.task, model=self.task.model.clone(portable=True))
-        # GPUs and TPUs otherwise shorten the factors of a product, and give other numbers than were verified elsewhere.
+        # The default precision on GPUs and TPUs is lower, and results would differ from those verified on a CPU.
         with jax.default_matmul_precision("highest"):
             return nn.softmax(task.logits({"params": self.params, **self.model_state}, images))

@@ -1,7 +1,7 @@
-"""A network as an ONNX model, converted by jax2onnx: for onnxruntime and whatever else reads ONNX.
+"""A network as an ONNX model, converted by jax2onnx.
 
-Its input ``images`` is uint8 ``[batch, H, W, C]``, its output ``probabilities`` float32 ``[batch, classes]``, and the
-names of the classes are in its properties, as JSON.
+The input ``images`` is uint8 ``[batch, H, W, C]``, the output ``probabilities`` float32 ``[batch, classes]``. The
+metadata properties contain the class names as JSON.
 """
 
 import importlib.util
@@ -29,10 +29,10 @@ def check_installed() -> None:
 
 
 def to_bytes(network: Network) -> bytes:
-    """The file.
+    """Convert a network to the content of an ONNX file.
 
     Raises:
-        CnnJaxError: the converter does not get on with this version of jax.
+        CnnJaxError: the installed jax2onnx does not support the installed jax.
     """
     images = jax.ShapeDtypeStruct(("batch", *network.image_shape), np.uint8)
     with _quiet():
@@ -43,17 +43,17 @@ def to_bytes(network: Network) -> bytes:
             model = to_onnx(
                 lambda images: network.probabilities(images), [images], input_names=[INPUT], output_names=[OUTPUT]
             )
-        except Exception as error:  # it reaches into jax, and each version of one knows some versions of the other
+        except Exception as error:  # jax2onnx uses jax internals and may raise anything with an unsupported version
             raise CnnJaxError(
                 f"jax2onnx {metadata.version('jax2onnx')} cannot convert the network with jax {jax.__version__} "
-                f"({type(error).__name__}): install other versions of them, or choose another --format"
+                f"({type(error).__name__}): install compatible versions, or choose another --format"
             ) from error
     onnx.helper.set_model_props(model, network.metadata)
     return model.SerializeToString(deterministic=True)
 
 
 def load(path: Path, network: Network) -> Classifier:
-    """The model in a file, as onnxruntime computes it."""
+    """Load the model in a file into onnxruntime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
@@ -62,7 +62,7 @@ def load(path: Path, network: Network) -> Classifier:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the converter from telling at length of operations that it cannot convert and that no network here has."""
+    """Silence the converter's warnings about unsupported operations, which no model here uses."""
     loggers = [logging.getLogger(name) for name in ("jax2onnx", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -15,16 +15,16 @@ from cnn_jax.formats.state_dict import StateDict, to_state_dict
 
 
 def to_bytes(network: Network) -> bytes:
-    """The file."""
+    """Convert a network to the content of a safetensors file with PyTorch's parameter names and layouts."""
     return encode(to_state_dict(network.params, network.image_shape), {"format": "pt", **network.metadata})
 
 
 def load(path: Path, network: Network) -> Classifier:
-    """The network that PyTorch makes of the weights in a file."""
+    """Load the weights in a file into a NumPy implementation of the PyTorch network."""
     state_dict = load_file(path)
 
     def probabilities(images: np.ndarray) -> np.ndarray:
-        # One image at a time, so that only one is held as float32.
+        # One image at a time, so that only one is in memory as float32.
         scaled = (image.transpose(2, 0, 1).astype(np.float32) / 255 for image in images)
         logits = np.stack([forward(state_dict, image) for image in scaled])
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -34,11 +34,10 @@ def load(path: Path, network: Network) -> Classifier:
 
 
 def forward(state_dict: StateDict, image: np.ndarray) -> np.ndarray:
-    """The forward pass of the lesson's network as PyTorch means it: an image ``[C, H, W]`` to its logits.
+    """The forward pass of the lesson's network with PyTorch's layouts: an image float32 ``[C, H, W]`` to its logits.
 
-    Written out with NumPy, so that what is for PyTorch can be verified where PyTorch is not installed, and so that
-    nothing but the meaning of PyTorch's layouts decides whether it passes: undoing the conversion and calling the model
-    would approve of a mistake that is made on both ways.
+    It is implemented in NumPy, so that exported weights can be verified without PyTorch. Converting the weights back
+    and applying the Flax model would not detect an error that both conversions share.
     """
     x = image
     for layer in ("conv1", "conv2"):
@@ -54,9 +53,10 @@ def forward(state_dict: StateDict, image: np.ndarray) -> np.ndarray:
 
 
 def convolve(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The valid cross-correlation that PyTorch's ``conv2d`` computes.
+    """Compute the cross-correlation without padding, as PyTorch's ``conv2d`` does.
 
-    One row of outputs at a time: NumPy copies the windows, and those of a whole image take 25 times its memory.
+    This computes one output row at a time, because NumPy copies the windows, and those of a whole image take 25 times
+    its memory.
 
     Args:
         image: ``[C, H, W]``.

@@ -1,4 +1,4 @@
-"""Weights as safetensors: in Flax's names, joined by dots, and layouts."""
+"""Weights as safetensors, with Flax's parameter names, joined by dots, and layouts."""
 
 import dataclasses
 import json
@@ -13,24 +13,24 @@ from cnn_jax.formats.network import Classifier, Network
 from cnn_jax.formats.weights import read_params
 
 ALIGNMENT = 8
-"""Bytes of which the header's length is a multiple, so that the numbers can be used in place."""
+"""Alignment of the data in bytes: the header is padded to a multiple, so that arrays can be memory-mapped."""
 
 
 def to_bytes(network: Network) -> bytes:
-    """The file."""
+    """Convert a network to the content of a safetensors file."""
     return encode(flatten_dict(network.params, sep="."), {"format": "flax", **network.metadata})
 
 
 def load(path: Path, network: Network) -> Classifier:
-    """The network with the weights in a file."""
+    """Load the weights in a file into the network."""
     params = read_params(path, network.params, network.image_shape)
     return dataclasses.replace(network, params=params).probabilities
 
 
 def encode(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
-    """Float32 arrays by name, as https://huggingface.co/docs/safetensors describes the form.
+    """Encode float32 arrays by name in the format of https://huggingface.co/docs/safetensors.
 
-    The library of that name orders the metadata differently each time; this is the same for the same, byte for byte.
+    Unlike the safetensors library, which writes the metadata in random order, this always gives the same bytes.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0

@@ -1,6 +1,6 @@
-"""A network as one program for every platform: StableHLO, as jax.export writes it.
+"""A network as a StableHLO program, serialized with ``jax.export``.
 
-It runs on CPU, CUDA and TPU, on any number of images at a time, with jax and without this package:
+It runs on CPU, CUDA and TPU, for any batch size, with jax and without this package:
 
     from pathlib import Path
 
@@ -15,8 +15,8 @@ It runs on CPU, CUDA and TPU, on any number of images at a time, with jax and wi
     pixels = np.asarray(image, np.uint8).reshape(1, height, width, channels)
     print(network.call(pixels))  # a row of probabilities for each image, in the order of the run's classes
 
-The form has no room for the names of the classes, which ONNX's and safetensors' have. And it does not last: jax reads
-what a version of it wrote up to half a year before (0.10 still reads 0.7's, 0.12 no longer), but nothing newer.
+Unlike ONNX and safetensors, the format cannot store the class names. Compatibility is limited: jax reads files written
+by versions up to half a year older (0.10 reads those of 0.7, 0.12 does not), and none written by newer versions.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def to_bytes(network: Network) -> bytes:
-    """The file."""
+    """Convert a network to a serialized StableHLO program."""
     (batch,) = export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((batch, *network.image_shape), np.uint8)
     with _no_source_locations():
@@ -41,13 +41,13 @@ def to_bytes(network: Network) -> bytes:
 
 
 def load(path: Path, network: Network) -> Classifier:
-    """The program in a file."""
+    """Load the program in a file."""
     return jax.jit(export.deserialize(bytearray(path.read_bytes())).call)
 
 
 @contextmanager
 def _no_source_locations() -> Iterator[None]:
-    """Keep the paths of the source files out of the program: they name directories of whoever exports."""
+    """Keep the paths of source files, which contain the user's directories, out of the program."""
     limit = jax.config.jax_traceback_in_locations_limit
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:

@@ -1,8 +1,7 @@
-"""Parameters in PyTorch's names and layouts: the state_dict of the lesson's network, for images of any size.
+"""Conversion of parameters to and from the state_dict of the lesson's PyTorch network, for images of any size.
 
-PyTorch's convolution has its kernel as ``[output, input, height, width]``, its linear layer the transposed matrix, and
-what is flattened for the first linear layer comes in the order channel, row, column, where here it is row, column,
-channel.
+PyTorch's convolution kernels are ``[output, input, height, width]``, its linear layers store the transposed matrix, and
+the input of its first linear layer is flattened in the order channel, row, column instead of row, column, channel.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ StateDict = Mapping[str, np.ndarray]
 
 
 def to_state_dict(params: Params, image_shape: tuple[int, int, int]) -> StateDict:
-    """The parameters of the model ``cnn`` as PyTorch names and lays them out."""
+    """Convert the parameters of the model ``cnn`` to PyTorch's names and layouts."""
     state_dict = {}
     for layer, parameters in params.items():
         kernel = parameters["kernel"]
@@ -42,5 +41,5 @@ def from_state_dict(state_dict: StateDict, image_shape: tuple[int, int, int]) ->
 
 
 def _pooled(image_shape: tuple[int, int, int]) -> list[int]:
-    """Height and width of what is flattened: after two convolutions with 5x5 kernels, each with a 2x2 pool."""
+    """Height and width of the flattened feature maps, after two 5x5 convolutions, each followed by 2x2 pooling."""
     return [((size - 4) // 2 - 4) // 2 for size in image_shape[:2]]

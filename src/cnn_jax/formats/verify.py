@@ -1,4 +1,4 @@
-"""An exported file: verified before it is there."""
+"""Verification of exported files before they are moved into place."""
 
 import errno
 import math
@@ -17,17 +17,22 @@ from cnn_jax.formats.network import Classifier, Network
 from cnn_jax.training.evaluation import batch_size_for
 
 MAX_IMAGES = 300
-"""Images on which a file is verified; fewer where they are large."""
+"""Maximum number of images to verify a file with."""
 
 MAX_BYTES = 1 << 25
-"""Bytes of pixels in the images on which a file is verified."""
+"""Maximum size in bytes of the images to verify a file with."""
 
 TOLERANCE = 1e-4
-"""Of a probability; rounding in another order comes to a thousandth of it."""
+"""Largest accepted difference of a probability, about a thousand times the rounding errors."""
 
 
 class Verification(NamedTuple):
-    """How well a file agrees with the network: the largest difference in any probability of so many images."""
+    """How well an exported file agrees with the network.
+
+    Attributes:
+        num_images: images that were compared.
+        largest_difference: largest absolute difference of any probability.
+    """
 
     num_images: int
     largest_difference: float
@@ -36,21 +41,21 @@ class Verification(NamedTuple):
         return f"verified on {self.num_images} images, largest difference {self.largest_difference:.1e}"
 
 
-class Form(Protocol):
-    """What the module of each form offers."""
+class FormatModule(Protocol):
+    """The interface of the module that implements a format."""
 
     def to_bytes(self, network: Network) -> bytes:
-        """The file that holds a network."""
+        """Convert a network to the content of a file."""
 
     def load(self, path: Path, network: Network) -> Classifier:
-        """What a file computes; ``network`` is what is not in the file."""
+        """Load a file; ``network`` supplies what the format does not store."""
 
 
-def form_of(format: Format) -> Form:
-    """The module of that form.
+def format_module(format: Format) -> FormatModule:
+    """Import the module that implements a format.
 
     Raises:
-        UsageError: there is none, or what it needs is not installed.
+        UsageError: unknown format, or a package it needs is not installed.
     """
     match format:
         case "stablehlo":
@@ -74,58 +79,59 @@ def form_of(format: Format) -> Form:
 
 
 def check_new(path: Path) -> None:
-    """Raise UsageError where there is something at the path already, or nothing can be written there."""
+    """Raise UsageError if the path already exists, or its directory is missing or not writable."""
     try:
         if path.exists() or path.is_symlink():
-            raise UsageError(f"{path} exists already: name another file by --output")
+            raise UsageError(f"{path} already exists: choose another --output")
         path.parent.stat()
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror}): name another place by --output") from None
+        raise UsageError(f"cannot write {path} ({error.strerror}): choose another --output") from None
 
 
 def sample_size(image_shape: tuple[int, int, int]) -> int:
-    """The number of images ``(H, W, C)`` to verify with, at least two."""
+    """The number of images of shape ``(H, W, C)`` to verify a file with, at least two."""
     return max(2, min(MAX_IMAGES, MAX_BYTES // math.prod(image_shape)))
 
 
 def sample(images: np.ndarray) -> np.ndarray:
-    """The images to verify with, spread evenly: a data set may be sorted by class."""
+    """Select evenly spaced images to verify a file with, because a dataset may be sorted by class."""
     count = min(sample_size(images.shape[1:]), len(images))
     return images[np.arange(count) * len(images) // count]
 
 
-def write(path: Path, form: Form, network: Network, images: np.ndarray, expected: np.ndarray) -> Verification:
-    """Write a network, read it back, compare, and only then have the file take its place.
+def write(path: Path, module: FormatModule, network: Network, images: np.ndarray, expected: np.ndarray) -> Verification:
+    """Write a network to a temporary file, verify the file, and move it into place.
 
     Args:
-        path: the file.
-        form: of the file.
-        network: what is written.
-        images: uint8 ``[N, H, W, C]``.
-        expected: float ``[N, classes]``: their probabilities.
+        path: the file to write.
+        module: the module that implements the format.
+        network: the network to export.
+        images: uint8 ``[N, H, W, C]``, to verify the file with.
+        expected: float ``[N, classes]``, the network's probabilities for them.
 
     Raises:
-        CnnJaxError: the file could not be written, or computes something else.
+        UsageError: the path already exists.
+        CnnJaxError: the file could not be written, or its probabilities differ from the network's.
     """
     with _reporting(path), files.replacing(path) as unfinished:
-        unfinished.write_bytes(form.to_bytes(network))
-        difference = _largest_difference(form.load(unfinished, network), images, expected)
+        unfinished.write_bytes(module.to_bytes(network))
+        difference = _largest_difference(module.load(unfinished, network), images, expected)
         if not difference <= TOLERANCE:  # also true of NaN
             raise CnnJaxError(
-                f"{path} is not written: read back, it gives probabilities that differ by {difference:.1e} from the "
-                f"network's, more than {TOLERANCE:g}; choose another --format, and report this"
+                f"{path} was not written: its probabilities differ from the network's by {difference:.1e}, more than "
+                f"{TOLERANCE:g}; choose another --format, and report this as a bug"
             )
-        check_new(path)  # again: another process may have been quicker
+        check_new(path)  # again: another process may have created it
     return Verification(len(images), difference)
 
 
 def _largest_difference(classifier: Classifier, images: np.ndarray, expected: np.ndarray) -> float:
-    # The first image goes alone, so that more than one batch size is tried.
+    # The first image is a batch of its own, to verify more than one batch size.
     batch_size = batch_size_for(images.shape[1:], len(images) - 1)
-    pieces = (np.split(array, range(1, len(images), batch_size)) for array in (images, expected))
-    return float(np.max([np.abs(classifier(piece) - right).max() for piece, right in zip(*pieces, strict=True)]))
+    batches = (np.split(array, range(1, len(images), batch_size)) for array in (images, expected))
+    return float(np.max([np.abs(classifier(batch) - target).max() for batch, target in zip(*batches, strict=True)]))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Weights to start from: read from a safetensors file or a PyTorch state_dict, of which nothing is executed."""
+"""Reading initial weights from a safetensors file or a PyTorch state_dict, without executing code from the file."""
 
 import reprlib
 import struct
@@ -18,103 +18,103 @@ from cnn_jax.formats.state_dict import from_state_dict, to_state_dict
 from cnn_jax.training.state import Params
 
 FLOATS = {"F16", "BF16", "F32", "F64", "torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"}
-"""What weights may be stored as, in safetensors' words and in PyTorch's."""
+"""Accepted dtypes of weights, as named by safetensors and by PyTorch."""
 
 MAX_NAMES = 1 << 20
-"""Bytes that names and shapes may take in a file; those of the largest networks take some hundred thousand."""
+"""Maximum size of the names and shapes in a file in bytes; the largest networks need about a hundred thousand."""
 
 MAX_ZIPPED = 1 << 30
-"""Bytes of a state_dict's file, whose table of contents is read whole."""
+"""Maximum size of a state_dict file in bytes, because its table of contents is read into memory."""
 
-SHOWN = 4
-"""Differences that an error tells one by one."""
+MAX_SHOWN = 4
+"""Maximum number of differences to list in an error message."""
 
-REMEDY = "name a safetensors file, or a state_dict as torch.save writes it since PyTorch 1.6, by --init-from"
+REMEDY = "set --init-from to a safetensors file, or to a state_dict saved by torch.save of PyTorch 1.6 or later"
 
 
 class Tensor(NamedTuple):
-    """An array in a file, which is not read before it is known to be what is expected."""
+    """An array in a file, which is read only after its shape and dtype have been checked."""
 
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], np.ndarray]
 
 
-def read_params(path: Path, like: Params, image_shape: tuple[int, int, int]) -> Params:
-    """The weights in a file, in Flax's names and layouts or in PyTorch's: the names tell.
+def read_params(path: Path, target: Params, image_shape: tuple[int, int, int]) -> Params:
+    """Read weights with Flax's or PyTorch's names and layouts.
 
-    Numbers of 16 or 64 bits are accepted, and rounded to float32.
+    Weights of 16 or 64 bits are converted to float32.
 
     Args:
-        path: a safetensors file, or what ``torch.save(network.state_dict(), path)`` writes; its content tells.
-        like: the parameters to be expected, or their shapes.
-        image_shape: ``(H, W, C)`` of the images the network takes.
+        path: a safetensors file, or one written by ``torch.save(network.state_dict(), path)``.
+        target: the expected parameters, or their shapes.
+        image_shape: ``(H, W, C)`` of the network's input images.
 
     Returns:
-        Float32 arrays.
+        The parameters, float32.
 
     Raises:
-        UsageError: the file cannot be read, or holds something else than such weights, or weights that are not finite.
+        UsageError: the file cannot be read, its weights do not match ``target``, or they are not finite.
     """
     tensors = _open(path)
     in_pytorch = any(name.endswith(".weight") for name in tensors)
     if in_pytorch:
-        expected = jax.eval_shape(partial(to_state_dict, image_shape=image_shape), like)
+        expected = jax.eval_shape(partial(to_state_dict, image_shape=image_shape), target)
     else:
-        expected = flatten_dict(like, sep=".")
+        expected = flatten_dict(target, sep=".")
     if differences := list(_differences(tensors, expected)):
-        more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        more = f", and {len(differences) - MAX_SHOWN} more" if len(differences) > MAX_SHOWN else ""
         raise UsageError(
-            f"{path} does not hold the weights of this network for {'x'.join(map(str, image_shape))} images: "
-            f"{', '.join(differences[:SHOWN])}{more}; give weights of the same network by --init-from"
+            f"the weights in {path} do not match this network for {'x'.join(map(str, image_shape))} images: "
+            f"{', '.join(differences[:MAX_SHOWN])}{more}; set --init-from to weights of the same network"
         )
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is found so
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, which is checked below
         arrays = {name: np.array(tensors[name].read(), np.float32) for name in expected}
-    if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-        raise UsageError(f"{path} holds infinite numbers or NaN in {broken[0]}: give other weights")
+    if nonfinite := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise UsageError(f"{nonfinite[0]} in {path} contains infinity or NaN: set --init-from to other weights")
     return from_state_dict(arrays, image_shape) if in_pytorch else unflatten_dict(arrays, sep=".")
 
 
 def _differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Any]) -> Iterable[str]:
-    for name, like in expected.items():
+    for name, target in expected.items():
         if name not in tensors:
-            yield f"{name} {list(like.shape)} is missing"
-        elif tensors[name].shape != like.shape:
-            yield f"{name} is {reprlib.repr(list(tensors[name].shape))} and should be {list(like.shape)}"
+            yield f"{name} {list(target.shape)} is missing"
+        elif tensors[name].shape != target.shape:
+            yield f"{name} has shape {reprlib.repr(list(tensors[name].shape))} instead of {list(target.shape)}"
         elif tensors[name].dtype not in FLOATS:
-            yield f"{name} is of type {tensors[name].dtype} and should be float32"
+            yield f"{name} has dtype {tensors[name].dtype} instead of float32"
     for name, tensor in tensors.items():
         if name not in expected:
-            yield f"{reprlib.repr(name)[1:-1]} {reprlib.repr(list(tensor.shape))} is not known"
+            yield f"{reprlib.repr(name)[1:-1]} {reprlib.repr(list(tensor.shape))} is unexpected"
 
 
 def _open(path: Path) -> dict[str, Tensor]:
     try:
-        if not path.is_file():  # nor a pipe, which might never end
+        if not path.is_file():  # reading from a pipe might never end
             raise UsageError(f"there is no file {path}: {REMEDY}")
         with path.open("rb") as file:
-            begin = file.read(8)
+            header = file.read(8)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    # PyTorch writes zip archives, whose first bytes would promise exabytes of names if this were safetensors.
-    if begin[:2] == b"PK":
+    # PyTorch writes zip archives; as a safetensors header length, their signature would be far above the maximum.
+    if header[:2] == b"PK":
         return _open_state_dict(path)
-    if len(begin) < 8 or struct.unpack("<Q", begin)[0] > MAX_NAMES:
-        raise UsageError(f"{path} holds no weights: {REMEDY}")
+    if len(header) < 8 or struct.unpack("<Q", header)[0] > MAX_NAMES:
+        raise UsageError(f"{path} contains no weights: {REMEDY}")
     return _open_safetensors(path)
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
-    # The library maps the file into memory, and holds what the header promises against the size of the file.
+    # The library maps the file into memory and checks the header against the size of the file.
     try:
         file = safe_open(path, framework="np")
-        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, for it is no mapping
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         return {
             name: Tensor(tuple(part.get_shape()), part.get_dtype(), partial(file.get_tensor, name))
             for name, part in parts.items()
         }
     except (SafetensorError, OSError):
-        raise UsageError(f"{path} is damaged, or no safetensors file: {REMEDY}") from None
+        raise UsageError(f"{path} is damaged or not a safetensors file: {REMEDY}") from None
 
 
 def _open_state_dict(path: Path) -> dict[str, Tensor]:
@@ -122,8 +122,8 @@ def _open_state_dict(path: Path) -> dict[str, Tensor]:
         import torch
     except ModuleNotFoundError:
         raise UsageError(
-            f"{path} is PyTorch's, and reading it needs PyTorch: pip install -e '.[torch]', or give the weights as "
-            "safetensors"
+            f"reading the state_dict {path} needs PyTorch: pip install -e '.[torch]', or set --init-from to a "
+            "safetensors file"
         ) from None
 
     def is_plain(tensor: Any) -> bool:
@@ -134,15 +134,13 @@ def _open_state_dict(path: Path) -> dict[str, Tensor]:
         )
 
     try:
-        # Mapped into memory, so that none is taken for numbers before it is known how many they are.
+        # Memory-mapped, so that no memory is allocated before the shapes have been checked.
         options = {"map_location": "cpu", "weights_only": True, "mmap": True}
         content = torch.load(path, **options) if _is_plain_archive(path) else None
-    except Exception:  # the file may hold anything, and of much PyTorch does not say in its own words what is wrong
+    except Exception:  # for a malformed file, PyTorch may raise anything
         content = None
     if not isinstance(content, dict) or not all(type(k) is str and is_plain(v) for k, v in content.items()):
-        raise UsageError(
-            f"{path} is damaged, beyond 1 GiB, or no state_dict as torch.save(network.state_dict(), ...) writes it"
-        )
+        raise UsageError(f"{path} is damaged, larger than 1 GiB, or not a state_dict: {REMEDY}")
     return {
         name: Tensor(tuple(tensor.shape), str(tensor.dtype), lambda tensor=tensor: tensor.detach().float().numpy())
         for name, tensor in content.items()
@@ -150,7 +148,7 @@ def _open_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _is_plain_archive(path: Path) -> bool:
-    """Whether nothing in a zip archive is packed, as PyTorch has it: packed, it might unpack to any size."""
+    """Whether nothing in a zip archive is compressed, as PyTorch writes it: compressed data can expand to any size."""
     if path.stat().st_size > MAX_ZIPPED:
         return False
     with zipfile.ZipFile(path) as archive:

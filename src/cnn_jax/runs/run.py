@@ -1,4 +1,4 @@
-"""A run: the network that came of a training, and what can be done with it."""
+"""A trained network, and what can be done with it: predict, evaluate, export."""
 
 import logging
 import reprlib
@@ -35,13 +35,13 @@ logger = logging.getLogger("cnn_jax")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A network's answers on ``N`` test examples.
+    """A network's results on ``N`` test examples.
 
     Attributes:
         loss: mean cross-entropy.
-        accuracy: fraction of the examples classified rightly.
+        accuracy: fraction of the examples correctly classified.
         labels: int32 ``[N]``, the true classes.
-        predictions: int32 ``[N]``, the classes of the largest logits.
+        predictions: int32 ``[N]``, the predicted classes.
     """
 
     loss: float
@@ -52,17 +52,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Run:
-    """A trained network and how it came about.
+    """A trained network and its training history.
 
     Attributes:
         workdir: the run directory.
-        config: the settings, with the data set's resolved name.
+        config: the settings, with the dataset's resolved name.
         image_shape: ``(H, W, C)`` of the images it was trained on.
-        class_names: one for each logit.
-        dark_background: whether nearly all images it was trained on show something light on a dark ground.
+        class_names: one name per logit.
+        dark_background: whether nearly all training images are light on a dark background.
         history: a record for each epoch up to ``state``.
-        task: the model and what it was trained with.
-        state: parameters, the model's other collections, and the optimizer's state.
+        task: the model, optimizer, loss and preprocessing.
+        state: the parameters, the model's other collections, and the optimizer's state.
     """
 
     workdir: Path
@@ -76,7 +76,7 @@ class Run:
 
     @classmethod
     def of(cls, directory: Workdir, metadata: RunMetadata, task: Task, state: TrainState) -> Self:
-        """The run with this metadata in its checkpoints."""
+        """Create a run from the metadata and state of a checkpoint."""
         return cls(
             workdir=directory.path,
             config=metadata.config,
@@ -89,22 +89,22 @@ class Run:
         )
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """How probable each class is for each image.
+        """Compute the probability of each class for each image.
 
         Args:
-            images: uint8 ``[N, H, W, C]``, prepared as in training; ``prepare`` does it for a file.
+            images: uint8 ``[N, H, W, C]``, prepared as in training; ``prepare`` reads and prepares a file.
 
         Returns:
             float32 ``[N, classes]``, the classes in the order of ``class_names``.
 
         Raises:
-            UsageError: images of another shape or type.
+            UsageError: images of another shape or dtype.
         """
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
             raise UsageError(
-                f"the network takes images of uint8 [N, {expected}], not {images.dtype} {list(images.shape)}"
+                f"images must be uint8 [N, {expected}], not {images.dtype} {list(images.shape)}"
             )
         batch_size = batch_size_for(self.image_shape, len(images))
         mesh = make_mesh(jax.local_devices()[:batch_size])
@@ -112,18 +112,18 @@ class Run:
         return softmax(logits, axis=-1)
 
     def prepare(self, file: str | Path, invert: Invert = "auto") -> np.ndarray:
-        """Read an image file as the network wants it.
+        """Read an image file and convert it to the network's input.
 
         Args:
-            file: PNG, JPEG, WebP or BMP; its size and colours are brought to those the network was trained on.
-            invert: exchange light and dark; ``"auto"`` does it for a picture on a light ground where the network was
-                trained on pictures on a dark one.
+            file: PNG, JPEG, WebP or BMP; converted to the size and color channels of the training images.
+            invert: whether to invert light and dark; ``"auto"`` does so for an image on a light background if the
+                training images had a dark one.
 
         Returns:
             uint8 ``[H, W, C]``.
 
         Raises:
-            UsageError: not an image, or none that can be read.
+            UsageError: the file cannot be read as an image, or ``invert`` is not one of its values.
         """
         if invert not in get_args(Invert):
             raise UsageError(f"invert must be one of {', '.join(get_args(Invert))}, not {invert!r}")
@@ -133,50 +133,50 @@ class Run:
         return 255 - image if inverted else image
 
     def export(self, path: str | Path, format: Format) -> Verification:
-        """Write the network in a form that other programs read, once what was written is verified.
+        """Export the network to a file, after verifying the file on test images.
 
         Args:
-            path: the file, which is not there yet.
+            path: the file to write, which must not exist.
             format: ``"stablehlo"``, a program for jax on any device; ``"onnx"``, a model; ``"safetensors"`` or
-                ``"pytorch"``, the weights in Flax's names and layouts or in PyTorch's.
+                ``"pytorch"``, the weights with Flax's or PyTorch's names and layouts.
 
         Returns:
-            How well the file, read back, agrees with the network on test images of the run's data set; on noise where
-            these cannot be had, which is said.
+            How well the file agrees with the network on test images of the run's dataset, or, if the dataset cannot be
+            loaded, on random noise, with a warning.
 
         Raises:
-            UsageError: the file cannot be written, or a package is missing.
-            CnnJaxError: the file computes something else than the network; it is not kept.
+            UsageError: the path exists or is not writable, or a package is missing.
+            CnnJaxError: the file could not be written, or its probabilities differ from the network's.
         """
         path = Path(path)
-        form = verify.form_of(format)
+        module = verify.format_module(format)
         verify.check_new(path)
         try:
             images = verify.sample(data.load(self.config).test.images)
         except CnnJaxError as error:
-            logger.warning("verifying on noise, for the test images cannot be had: %s", error)
+            logger.warning("verifying on random noise, because the test images cannot be loaded: %s", error)
             count = verify.sample_size(self.image_shape)
             images = np.random.default_rng(0).integers(0, 256, (count, *self.image_shape), np.uint8)
-        with jax.default_matmul_precision("highest"):  # as in what is exported
+        with jax.default_matmul_precision("highest"):  # as in the exported program
             expected = self.predict(images)
         variables = jax.device_get(self.state.variables)
         network = Network(
             self.config.model, self.task, self.image_shape, self.class_names, variables.pop("params"), variables
         )
-        return verify.write(path, form, network, images, expected)
+        return verify.write(path, module, network, images, expected)
 
     def evaluate(self, dataset: Dataset) -> Evaluation:
-        """Score the network on a data set's test examples.
+        """Score the network on the test split of a dataset.
 
         Args:
-            dataset: with images of the shape the network was trained on, and none but its classes, in any order.
+            dataset: images of the network's input shape; its classes, in any order, must be among the network's.
 
         Raises:
-            UsageError: the data set's images or classes do not fit.
+            UsageError: the image shape or the classes do not match.
         """
         if dataset.image_shape != self.image_shape or not set(dataset.class_names) <= set(self.class_names):
             raise UsageError(
-                f"the run in {self.workdir} was made with another data set: it takes "
+                f"the dataset does not match the run in {self.workdir}: the network was trained on "
                 f"{_describe(self.image_shape, self.class_names)}, and {dataset.name} has "
                 f"{_describe(dataset.image_shape, dataset.class_names)}"
             )
@@ -189,11 +189,16 @@ class Run:
 
 
 def load_run(workdir: str | Path, checkpoint: Which = "newest") -> Run:
-    """The run in a run directory, as of its newest checkpoint or that of the best test accuracy.
+    """Load a trained network from a run directory.
+
+    Args:
+        workdir: the run directory.
+        checkpoint: ``"newest"``, or ``"best"`` for the one with the best accuracy on the validation split, or on the
+            test split if there is no validation split.
 
     Raises:
-        UsageError: there is no run, or no checkpoint.
-        CnnJaxError: the checkpoints are damaged, or of another version of the package.
+        UsageError: not a run directory, or it has no checkpoint.
+        CnnJaxError: the checkpoints are damaged, or were written by another version of the package.
     """
     directory = Workdir(Path(workdir))
     directory.check_holds_run()
@@ -208,11 +213,11 @@ def load_run(workdir: str | Path, checkpoint: Which = "newest") -> Run:
 
 
 def load_config(workdir: str | Path) -> Config:
-    """The settings of the run in a run directory: of ``config.yaml``, or of the newest checkpoint if that is lost.
+    """Load the settings of a run from ``config.yaml``, or from the newest checkpoint if that file is missing.
 
     Raises:
-        UsageError: there is no run, or ``config.yaml`` does not hold valid settings.
-        CnnJaxError: it is lost, and so are the checkpoints.
+        UsageError: not a run directory, or ``config.yaml`` does not contain valid settings.
+        CnnJaxError: ``config.yaml`` is missing, and the checkpoints are damaged.
     """
     directory = Workdir(Path(workdir))
     directory.check_holds_run()
