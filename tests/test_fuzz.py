@@ -197,7 +197,7 @@ def test_a_history_that_does_not_lead_to_the_step_is_refused(workdir, checkpoint
 def test_a_checkpoint_named_by_another_step_is_refused(workdir, checkpoint):
     checkpoint.rename(checkpoint.with_name("2147483647"))
     for read in (fuzz.read_run, fuzz.resume_run):
-        with pytest.raises(CnnJaxError, match="holds the state of another step"):
+        with pytest.raises(CnnJaxError, match="contains the state of another step"):
             read(workdir)
 
 

@@ -1,4 +1,4 @@
-"""Image-classifying CNNs in JAX and Flax: ``fit`` a ``Config``, ``resume`` the run, ``load_run`` it and use it."""
+"""Image classification with CNNs in JAX and Flax: ``fit`` a ``Config``, ``resume`` a run, or ``load_run`` to use it."""
 
 from importlib import import_module
 

@@ -28,7 +28,7 @@ from cnn_jax.settings import InvalidSettingError, type_and_meta
 Flags = TypeVar("Flags")
 
 STDERR = 2
-"""The file descriptor of standard error, whatever ``sys.stderr`` is at the time."""
+"""The file descriptor of standard error, even if ``sys.stderr`` is replaced."""
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a request to terminate, and a closed terminal or connection."""
@@ -228,7 +228,7 @@ class StopSignals:
         if self._signal is not None or not self._asked:
             _stop_at_once(number, frame)  # nothing to wait for
         self._signal = number
-        _write_to_stderr(b"stopping after this chunk; once more to stop at once\n")
+        _write_to_stderr(b"stopping after this chunk; interrupt again to stop immediately\n")
 
 
 def parse(

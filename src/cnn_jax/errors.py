@@ -1,4 +1,4 @@
-"""The package's own errors: one sentence that says what is wrong and what to do."""
+"""The package's errors; each message says what is wrong, then what to do."""
 
 import difflib
 import logging
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class CnnJaxError(Exception):
-    """Something failed while running; the commands print it as one line and exit with status 1."""
+    """A failure at run time; the commands print it as one line and exit with status 1."""
 
     exit_status = 1
 
@@ -15,22 +15,30 @@ class CnnJaxError(Exception):
 
 
 class UsageError(CnnJaxError):
-    """What the user gave cannot be used; the commands print it as one line and exit with status 2."""
+    """Invalid input from the user; the commands print it as one line and exit with status 2."""
 
     exit_status = 2
 
 
 def suggest(given: str, known: Iterable[str]) -> str:
-    """A sentence's ending that names the known word nearest to a given one, or nothing where none is near."""
+    """Suggest the known word most similar to a given one.
+
+    Args:
+        given: the unknown word.
+        known: the known words.
+
+    Returns:
+        The end of an error message, or an empty string if no known word is similar.
+    """
     nearest = difflib.get_close_matches(given.lower(), list(known), n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
 def printable(text: object) -> str:
-    """Text as a terminal can be given it: names from files and paths may hold line breaks and control sequences.
+    """Escape text for printing, because file names may contain line breaks and control sequences.
 
-    What cannot be printed (control characters, invisible and bidirectional marks, bytes that are not text) is written
-    as in a Python string literal.
+    Unprintable characters (control characters, invisible and bidirectional marks, bytes that cannot be decoded) are
+    escaped as in a Python string literal.
     """
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in str(text))
 

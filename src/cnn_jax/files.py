@@ -1,8 +1,8 @@
-"""Files that are written whole or not at all, and read only if they are what they should be.
+"""Atomic writes, safe reads, and temporary files.
 
-A run directory or a cache may come from somebody else, or be on a disk that fills up or loses power. So a new file is
-written under a random name that did not exist before, flushed to the disk, and only then renamed; and what is read from
-such a directory must be a regular file of a bounded size, never a symbolic link, a pipe or a device.
+A run directory or cache may come from somebody else, or be on a disk that fills up or loses power. Therefore new files
+are written under a random temporary name, flushed to disk, and then renamed; and only regular files of a bounded size
+are read from such directories, never symbolic links, pipes or devices.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from typing import BinaryIO
 from cnn_jax.errors import UsageError
 
 _TEMPORARY = re.compile(r"\.cnn_jax-[0-9a-f]{16}(-.*)?", re.DOTALL)
-"""The temporary names that this package makes, and nobody else."""
+"""The names of this package's temporary files and directories."""
 
 _in_use: set[Path] = set()
-"""Temporary files and directories of this process."""
+"""The temporary files and directories of this process."""
 
 
 def expanded(path: str) -> Path:
-    """The path with ``~`` replaced by the home directory.
+    """Replace ``~`` in a path with the home directory.
 
     Raises:
         UsageError: the user or the home directory is unknown.
@@ -36,11 +36,11 @@ def expanded(path: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UsageError(f"the home directory in {path} is unknown: give another path") from None
+        raise UsageError(f"the home directory in {path} is unknown: use a path without ~") from None
 
 
 def user_cache() -> Path:
-    """``$XDG_CACHE_HOME/cnn_jax``, or ``~/.cache/cnn_jax`` if that is not set.
+    """Return ``$XDG_CACHE_HOME/cnn_jax``, or ``~/.cache/cnn_jax`` if the variable is not set.
 
     See the XDG base directory specification, https://specifications.freedesktop.org/basedir-spec/.
 
@@ -51,10 +51,10 @@ def user_cache() -> Path:
 
 
 def private_directory(path: Path) -> bool:
-    """Make a directory that only its owner can read or write, and say whether it can be used.
+    """Create a directory that only its owner can read or write, if it does not exist.
 
     Returns:
-        False if the path is not a directory of this user, or others can write to it, or it cannot be made or written.
+        Whether the path is a writable directory that this user owns and nobody else can write to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,11 +68,11 @@ def private_directory(path: Path) -> bool:
 
 
 def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
-    """Open a regular file, without following a symbolic link or waiting for the other end of a pipe.
+    """Open a regular file, without following a symbolic link or blocking on a pipe.
 
     Args:
         path: the file.
-        flags: as of ``os.open``, ``os.O_RDONLY`` or ``os.O_RDWR``, possibly with ``os.O_CREAT``.
+        flags: flags for ``os.open``: ``os.O_RDONLY`` or ``os.O_RDWR``, optionally with others such as ``os.O_CREAT``.
 
     Raises:
         OSError: it cannot be opened, or is not a regular file.
@@ -85,13 +85,13 @@ def open_regular(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
 
 
 def open_data(path: Path, max_bytes: int) -> BinaryIO:
-    """Open a regular file of a bounded size, without waiting for the other end of a pipe.
+    """Open a regular file of a bounded size, without blocking on a pipe.
 
-    Unlike ``open_regular`` it follows symbolic links, by which users put their data where they want it.
+    Unlike ``open_regular``, this follows symbolic links, because users may have linked to their data.
 
     Raises:
         OSError: it cannot be opened, is not a regular file, or is larger than ``max_bytes``.
-        ValueError: there is a zero byte in its name.
+        ValueError: the path contains a null byte.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -107,7 +107,7 @@ def open_data(path: Path, max_bytes: int) -> BinaryIO:
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
-    """The content of a regular file.
+    """Read a regular file of a bounded size.
 
     Raises:
         OSError: it cannot be read, is not a regular file, or is larger than ``max_bytes``.
@@ -121,9 +121,9 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A new temporary file beside ``path``, which takes its place when the context is left without an error.
+    """Yield a temporary file that atomically replaces ``path`` when the context is left without an error.
 
-    After a crash or a loss of power the path holds the old file or the new one, whole.
+    After a crash or power loss, the path is either the old file or the complete new one.
 
     Raises:
         OSError: the file cannot be written or renamed.
@@ -144,12 +144,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_directory(parent: Path) -> Iterator[Path]:
-    """A new directory in ``parent``, removed with all that is in it when the context is left.
+    """Yield a new directory in ``parent``, which is removed with its content when the context is left.
 
-    What a process that was killed left there is removed too, unless another process is at work there.
+    Temporary files of killed processes are removed too, unless another process is using ``parent``.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the directory cannot be created.
     """
     with _working_in(parent) as alone:
         if alone:
@@ -166,7 +166,7 @@ def temporary_directory(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def _working_in(directory: Path) -> Iterator[bool]:
-    """Hold a shared lock on a directory; gives whether no other process held one when the context was entered."""
+    """Hold a shared lock on a directory; yield whether no other process held one on entry."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
@@ -182,7 +182,7 @@ def _working_in(directory: Path) -> Iterator[bool]:
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Remove the temporary files and directories in a directory in which no other process is at work."""
+    """Remove the temporary files in a directory that no other process is using, except those of this process."""
     with contextlib.suppress(OSError):
         for path in directory.iterdir():
             if is_temporary(path) and path not in _in_use and path.lstat().st_uid == os.geteuid():
@@ -190,7 +190,7 @@ def remove_temporaries(directory: Path) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether a name is one of those that this package gives to temporary files and directories."""
+    """Whether a path has the name of a temporary file or directory of this package."""
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
@@ -199,13 +199,13 @@ def _temporary_name() -> str:
 
 
 def remove_own_temporaries() -> None:
-    """Remove the temporary files and directories of this process, which is about to end."""
+    """Remove the temporary files and directories of this process, before it exits."""
     for path in list(_in_use):
         _remove(path)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a directory's entries, are on the disk.
+    """Flush a file's content, or a directory's entries, to disk.
 
     Raises:
         OSError: they could not be written.
@@ -214,7 +214,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that have no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not supported by the file system
             raise
     finally:
         os.close(descriptor)

@@ -220,7 +220,10 @@ def test_another_format_is_refused_by_name(tmp_path, small_data, monkeypatch):
     monkeypatch.setattr("cnn_jax.runs.metadata.FORMAT", 5)
     fit(CONFIG, tmp_path)
     monkeypatch.undo()
-    with pytest.raises(CnnJaxError, match="in format 5, and this one reads format 4: use the version that wrote it"):
+    with pytest.raises(
+        CnnJaxError,
+        match="has checkpoints of format 5, and this version of cnn_jax reads format 4: use the version that wrote them",
+    ):
         load_run(tmp_path)
 
 
@@ -326,7 +329,7 @@ def test_a_run_that_another_process_began_meanwhile_is_kept(tmp_path, whole, sma
         return load(config)
 
     monkeypatch.setattr(data, "load", load_slowly)
-    with pytest.raises(UsageError, match="holds a run"):
+    with pytest.raises(UsageError, match="contains a run"):
         fit(dataclasses.replace(CONFIG, seed=4), tmp_path / "run")
     assert_same_outcome(tmp_path / "run", whole)
 
@@ -528,7 +531,7 @@ with StopSignals() as signals:
 @pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
 def test_asked_twice_it_stops_at_once(waiting, first, second):
     waiting.send_signal(first)
-    assert waiting.stderr.readline() == "stopping after this chunk; once more to stop at once\n"
+    assert waiting.stderr.readline() == "stopping after this chunk; interrupt again to stop immediately\n"
     assert waiting.poll() is None
     waiting.send_signal(second)
     assert waiting.wait(timeout=10) == 128 + second

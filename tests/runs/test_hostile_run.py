@@ -67,7 +67,9 @@ def sign(checkpoint):
     (checkpoint / "sha256sums").write_text("".join(lines))
 
 
-@pytest.mark.parametrize("name", [".config.yaml", ".report.html", ".summary.json", ".metrics.jsonl", ".cnn_jax-0123456789abcdef"])
+@pytest.mark.parametrize(
+    "name", [".config.yaml", ".report.html", ".summary.json", ".metrics.jsonl", ".cnn_jax-0123456789abcdef"]
+)
 def test_links_under_hidden_names_are_not_followed(run, victim, name):
     (run / name).symlink_to(victim)
     resume(run)
@@ -181,7 +183,7 @@ def test_a_state_far_larger_than_its_files_is_refused_before_memory_is_taken(run
         meta["image_shape"] = [9000, 9000, 3]
         (checkpoint / "meta/metadata").write_text(json.dumps(meta))
         sign(checkpoint)
-    with pytest.raises(CnnJaxError, match="its files are too small for them"):
+    with pytest.raises(CnnJaxError, match="its files are too small for the expected"):
         load_run(run)
 
 
@@ -193,7 +195,7 @@ def test_somebody_elses_checkpoints_are_left_alone(tmp_path):
     with pytest.raises(UsageError, match="choose another --workdir"):
         fit(CONFIG, tmp_path / "run")
     for attempt in (resume, load_run):
-        with pytest.raises(UsageError, match="holds no checkpoint"):
+        with pytest.raises(UsageError, match="contains no checkpoint"):
             attempt(tmp_path / "run")
     assert sorted(theirs.rglob("*")) == before
 
@@ -202,7 +204,7 @@ def test_checkpoints_alone_are_a_run(run, genuine):
     for path in run.iterdir():
         if path.is_file():
             path.unlink()
-    with pytest.raises(UsageError, match="holds a run: continue it with --resume"):
+    with pytest.raises(UsageError, match="contains a run: continue it with --resume"):
         fit(CONFIG, run)
     assert load_config(run) == load_run(run).config == load_run(genuine).config
     resume(run)

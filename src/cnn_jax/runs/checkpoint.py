@@ -1,8 +1,8 @@
-"""Checkpoints of a training on its way; the only room that knows Orbax.
+"""Checkpoints of training, saved with Orbax; no other module uses Orbax.
 
-Each is a directory named by its step. When Orbax has written it, the sums of its files are added as ``sha256sums``, in
-the form that the command of that name checks; a checkpoint without it was not finished, and one whose files do not
-agree with it is damaged, which is found out before Orbax reads any of it.
+Each checkpoint is a directory named after its step. After Orbax has written it, the checksums of its files are added as
+``sha256sums``, in the format of the ``sha256sum`` command. A checkpoint without this file is unfinished, and one whose
+files do not match it is damaged; this is checked before Orbax reads anything.
 """
 
 import contextlib
@@ -36,51 +36,52 @@ Which = Literal["newest", "best"]
 Result = TypeVar("Result")
 
 SUMS = "sha256sums"
+"""The name of the file with the checksums of a checkpoint."""
 
 UNSCORED = -1.0
-"""The accuracy recorded for a checkpoint inside an epoch, which is never the best."""
+"""The accuracy recorded for a checkpoint within an epoch, so that it is never the best."""
 
 DELETED = "deleted"
-"""The directory that checkpoints are moved to when others have replaced them."""
+"""The directory that checkpoints are moved to before they are deleted."""
 
 NAME = re.compile(rf"(0|[1-9][0-9]*)(\.orbax-checkpoint-tmp.*)?|damaged-\d+-\d+|{DELETED}", re.ASCII)
-"""The names in the directory of the checkpoints that this package and Orbax make."""
+"""The names that this package and Orbax create in the checkpoint directory."""
 
 MAX_METADATA_BYTES = 1 << 26
-"""Bytes of the metadata and of the sums; those of a run of 100,000 epochs take 30 million."""
+"""Maximum size of the metadata, and of the checksums, in bytes; a run of 100,000 epochs needs 30 million."""
 
 MAX_FILES = 100
-"""Inodes that a checkpoint may take; that of the tutorial's network takes about 40."""
+"""Maximum number of inodes a checkpoint needs; that of the model ``cnn`` needs about 40."""
 
 MAX_COMPRESSION = 16
-"""How many times larger than its files a state may be.
+"""Maximum ratio of the size of a state to the size of its files.
 
-Parameters drawn at random hardly get smaller; Adam's moments, zero at first, are two thirds of a state.
+Random parameters are hardly compressible; Adam's moments, initially zero, are two thirds of a state.
 """
 
 logger = logging.getLogger("cnn_jax")
 
 
 class Checkpoint(NamedTuple):
-    """A state, and whatever else was saved with it as JSON."""
+    """A state and its metadata, as JSON."""
 
     state: TrainState
     metadata: dict[str, Any]
 
 
 def restore(directory: Path, target: Callable[[dict[str, Any]], TrainState], which: Which = "newest") -> Checkpoint:
-    """The newest checkpoint, or that of the best accuracy; if it is damaged, the next one, with a warning.
+    """Restore a checkpoint; if it is damaged, warn and restore the next one.
 
-    A training process may replace checkpoints meanwhile; then the reading starts again.
+    If a training process replaces checkpoints meanwhile, this starts again.
 
     Args:
-        directory: of the checkpoints.
-        target: from a checkpoint's metadatadata, the expected state, or its shapes and dtypes.
-        which: the newest, or the best.
+        directory: the checkpoint directory.
+        target: maps a checkpoint's metadata to the expected state, or its shapes and dtypes.
+        which: the newest checkpoint, or the one with the best accuracy.
 
     Raises:
         UsageError: there is no checkpoint.
-        CnnJaxError: all are damaged, or were not written by this package.
+        CnnJaxError: all checkpoints are damaged, or were not written by this package.
     """
 
     def read(path: Path) -> Checkpoint:
@@ -92,30 +93,30 @@ def restore(directory: Path, target: Callable[[dict[str, Any]], TrainState], whi
         with ocp.StandardCheckpointer() as checkpointer:
             arrays = checkpointer.restore(path.absolute() / "state", template)
         if arrays["step"] != _step(path):
-            raise CnnJaxError(f"{path} holds the state of another step: start a new run")
+            raise CnnJaxError(f"{path} contains the state of another step: start a new run")
         return Checkpoint(state.replace(**jax.device_put(arrays)), metadata)
 
     return _read_one(directory, which, read)
 
 
 def newest_metadata(directory: Path) -> dict[str, Any]:
-    """What the newest checkpoint holds besides the state. Raises as ``restore`` does."""
+    """Read the metadata of the newest checkpoint. Raises the same errors as ``restore``."""
     return _read_one(directory, "newest", _read_metadata)
 
 
 def _read_one(directory: Path, which: Which, read: Callable[[Path], Result]) -> Result:
-    """What ``read`` makes of a checkpoint that is whole."""
+    """Call ``read`` on the first undamaged checkpoint and return its result."""
     while True:
         finished = _finished(directory)
         try:
             path, damaged = _choose(directory, finished, which)
             result = read(path)
         except Exception as error:
-            if _finished(directory) != finished:  # replaced while they were read
+            if _finished(directory) != finished:  # they were replaced meanwhile
                 continue
             if isinstance(error, CnnJaxError | MemoryError):
                 raise
-            # The sums reveal an accident, not malice: the files may hold anything, and Orbax may make anything of it.
+            # Checksums detect accidental damage only: with crafted files, Orbax may raise anything.
             raise _foreign(directory, _cause(error)) from error
         for path in damaged:
             if path.exists():
@@ -124,9 +125,9 @@ def _read_one(directory: Path, which: Which, read: Callable[[Path], Result]) -> 
 
 
 def _choose(directory: Path, finished: Sequence[Path], which: Which) -> tuple[Path, Sequence[Path]]:
-    """The checkpoint to read, and those that would come first but are damaged."""
+    """The checkpoint to read, and the damaged ones that were skipped."""
     if not finished:
-        raise UsageError(f"{directory} holds no checkpoint: train the run first, or name another one")
+        raise UsageError(f"{directory} contains no checkpoint: train the run first, or choose another run directory")
     if which == "best":
         damaged = [path for path in finished if not _is_whole(path)]
         whole = [path for path in finished if path not in damaged]
@@ -150,7 +151,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 
 
 def holds_only_a_start(directory: Path) -> bool:
-    """Whether a directory holds no more than a first checkpoint that was not finished, or nothing, or is missing."""
+    """Whether a checkpoint directory is missing, empty, or contains only an unfinished first checkpoint."""
     if not _entries(directory) and not directory.exists():
         return True
     names = [path.name for path in directory.iterdir() if not path.name.startswith(".")]
@@ -158,9 +159,15 @@ def holds_only_a_start(directory: Path) -> bool:
 
 
 class CheckpointWriter:
-    """Writes a run's checkpoints, keeping the newest two and the one of the best accuracy.
+    """Writes a run's checkpoints, keeping the newest two and the one with the best accuracy.
 
-    A context manager: leaving it waits for what is still being written.
+    A context manager: leaving it waits until the last checkpoint is written.
+
+    Args:
+        directory: the checkpoint directory, created if it does not exist.
+
+    Raises:
+        CnnJaxError: the directory cannot be written.
     """
 
     def __init__(self, directory: Path):
@@ -169,13 +176,13 @@ class CheckpointWriter:
             preservation_policy=keep.AnyPreservationPolicy(
                 [keep.LatestN(2), keep.BestN(n=1, get_metric_fn=_accuracy)]
             ),
-            best_fn=_accuracy,  # Orbax writes metrics down only where it is given this too
+            best_fn=_accuracy,  # without this, Orbax does not save metrics
             cleanup_tmp_directories=True,
-            todelete_subdir=DELETED,  # a rename at once, so that no reader finds half a checkpoint
-            enable_async_checkpointing=False,  # the sums are to be written when Orbax is done: both in our own thread
+            todelete_subdir=DELETED,  # renamed atomically, so that no reader finds half a checkpoint
+            enable_async_checkpointing=False,  # our own thread writes the checksums after Orbax is done
         )
         with self._reporting():
-            _clear_away(directory)
+            _set_damaged_aside(directory)
             self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -193,32 +200,32 @@ class CheckpointWriter:
             self._manager.close()
 
     def save(self, state: TrainState, metadata: dict[str, Any], accuracy: float | None) -> None:
-        """Start to write a checkpoint; the state may be reused as soon as this returns.
+        """Start writing a checkpoint; the state's memory may be reused as soon as this returns.
 
-        A step that has a checkpoint already keeps it.
+        If the state's step already has a checkpoint, this does nothing.
 
         Args:
-            state: saved whole, under the number of its step.
-            metadata: saved with it as JSON.
-            accuracy: by which the best checkpoint is chosen; None for one that is not a candidate.
+            state: the state to save.
+            metadata: saved with the state as JSON.
+            accuracy: the accuracy by which the best checkpoint is chosen; None if this one is not a candidate.
 
         Raises:
-            CnnJaxError: the checkpoint before could not be written.
+            CnnJaxError: the previous checkpoint could not be written.
         """
         self.wait()
         step = int(state.step)
         if step == self._manager.latest_step():
             return
-        # Copies: on a CPU what jax.device_get returns is the device's own memory, which the next step reuses.
+        # Copies, because on a CPU jax.device_get returns a view of the device's memory, which the next step reuses.
         arrays = jax.tree.map(np.array, _arrays(state))
         score = {"accuracy": UNSCORED if accuracy is None else accuracy}
         self._writing = self._thread.submit(self._write, step, arrays, metadata | score, score)
 
     def _write(self, step: int, arrays: dict[str, Any], metadata: dict[str, Any], score: dict[str, float]) -> None:
-        if not self._directory.is_dir():  # which Orbax would not say
+        if not self._directory.is_dir():  # Orbax would not report it
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._directory))
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(metadata))
-        _reserve(self._directory, 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + 2**18)
+        _check_free_space(self._directory, 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + 2**18)
         self._manager.save(step, args=items, metrics=score)
         path = self._directory / str(step)
         _sync_tree(path)
@@ -228,7 +235,7 @@ class CheckpointWriter:
         shutil.rmtree(self._directory / DELETED, ignore_errors=True)
 
     def wait(self) -> None:
-        """Wait for what is being written.
+        """Wait until the last checkpoint is written.
 
         Raises:
             CnnJaxError: it could not be written.
@@ -243,28 +250,28 @@ class CheckpointWriter:
     def _reporting(self) -> Iterator[None]:
         try:
             yield
-        # A full disk, a vanished directory, a file that is not Orbax's: it and what it stands on raise what they like.
+        # On a full disk or a missing directory, for example, Orbax and TensorStore may raise any exception.
         except Exception as error:
             raise CnnJaxError(
                 f"cannot write a checkpoint to {self._directory} ({_cause(error)}): fix this, then rerun with --resume"
             ) from error
 
 
-def _reserve(directory: Path, size: int) -> None:
-    """Raise OSError unless there is room for ``size`` bytes and the files they are in.
+def _check_free_space(directory: Path, size: int) -> None:
+    """Raise OSError unless the disk has ``size`` bytes and enough inodes free.
 
-    What was saved stays whole when Orbax runs out of room, but the retries of its threads take a while.
+    If Orbax ran out of space, earlier checkpoints would stay intact, but the retries of its threads take a while.
     """
     disk = os.statvfs(directory)
-    # File systems that make inodes as they need them say that there are none in all.
+    # File systems that allocate inodes dynamically report a total of 0.
     if disk.f_bavail * disk.f_frsize < size or (disk.f_files and disk.f_favail < MAX_FILES):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _clear_away(directory: Path) -> None:
-    """Rename damaged and unfinished checkpoints, so that their steps can be saved again; remove what is of no use.
+def _set_damaged_aside(directory: Path) -> None:
+    """Rename damaged and unfinished checkpoints, so that their steps can be saved again.
 
-    Damaged checkpoints are kept until the run is resumed once more.
+    Those renamed when the run was last resumed are removed.
     """
     for path in _entries(directory):
         if re.fullmatch(rf"damaged-\d+-\d+|{re.escape(DELETED)}", path.name):
@@ -274,11 +281,10 @@ def _clear_away(directory: Path) -> None:
 
 
 def _entries(directory: Path) -> Sequence[Path]:
-    """The directories in the directory of the checkpoints, finished or not.
+    """The checkpoints in a directory, finished or not.
 
     Raises:
-        CnnJaxError: it, or something in it that has the name of a checkpoint, is not a directory but a symbolic link or
-            a file, which this package did not put there.
+        CnnJaxError: the directory, or an entry with the name of a checkpoint, is a symbolic link or a file.
     """
     try:
         if not stat.S_ISDIR(directory.lstat().st_mode):
@@ -286,13 +292,13 @@ def _entries(directory: Path) -> Sequence[Path]:
         entries = [path for path in directory.iterdir() if NAME.fullmatch(path.name)]
     except FileNotFoundError:
         return []
-    if strange := [path for path in entries if path.is_symlink() or not path.is_dir()]:
-        raise CnnJaxError(f"{strange[0]} is not a checkpoint: remove it")
+    if invalid := [path for path in entries if path.is_symlink() or not path.is_dir()]:
+        raise CnnJaxError(f"{invalid[0]} is not a checkpoint: remove it")
     return entries
 
 
 def _finished(directory: Path) -> Sequence[Path]:
-    """The checkpoints that were written to the end."""
+    """The finished checkpoints."""
     return [path for path in _entries(directory) if path.name.isdecimal() and (path / SUMS).is_file()]
 
 
@@ -301,23 +307,23 @@ def _step(path: Path) -> int:
 
 
 def _arrays(state: TrainState) -> dict[str, Any]:
-    """The fields of a state that hold any, by name."""
+    """The fields of a state that contain arrays, by name."""
     return {name: tree for name, tree in vars(state).items() if jax.tree.leaves(tree)}
 
 
 def _structure_mismatch(path: Path, state: TrainState) -> str | None:
-    """How the arrays of a checkpoint differ from those expected, if they do: told before memory is taken for any."""
+    """How the arrays of a checkpoint differ from the expected ones, or None; checked before any memory is allocated."""
     leaves = jax.tree.leaves_with_path(_arrays(state))
     expected = {jax.tree_util.keystr(key, simple=True, separator="."): leaf for key, leaf in leaves}
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in expected.values())
     if size > MAX_COMPRESSION * sum(file.lstat().st_size for file in _files(path)):
-        return f"{size} bytes are expected, and its files are too small for them"
+        return f"its files are too small for the expected {size} bytes"
     with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
         saved = {leaf.name: leaf for leaf in jax.tree.leaves(handler.metadata(path.absolute() / "state").tree)}
     if saved.keys() != expected.keys():
-        return "other arrays than are expected"
+        return "its arrays do not have the expected names"
     for name, leaf in expected.items():
-        # A chunk is unpacked as a whole, so none may be larger than its array.
+        # A chunk is decompressed as a whole, so none may be larger than its array.
         chunk = math.prod(saved[name].storage.chunk_shape)
         if (saved[name].shape, saved[name].dtype) != (leaf.shape, leaf.dtype) or chunk > max(1, math.prod(leaf.shape)):
             return f"{name} is not {leaf.dtype}{list(leaf.shape)}"
@@ -329,11 +335,11 @@ def _accuracy(metrics: dict[str, Any]) -> float:
 
 
 def _files(path: Path) -> Sequence[Path]:
-    """The files of a checkpoint but its sums.
+    """The files of a checkpoint, without its checksums.
 
     Raises:
-        OSError: something else than directories and regular files is there, or files with holes, which Orbax does not
-            write and which would cost nothing but time and memory to read.
+        OSError: an entry is neither a directory nor a regular file, or a file is sparse. Orbax writes no sparse files,
+            and a small one could take any amount of time and memory to read.
     """
     found = []
     for folder, folders, names in os.walk(path, onerror=_raise):
@@ -380,6 +386,6 @@ def _is_whole(path: Path) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    # Tensorstore wraps the system's few words in many of its own.
+    # TensorStore adds many details to the operating system's message.
     message = re.search(r"([^:]+) \[os_error_code", str(error)) or [None, getattr(error, "strerror", None)]
     return (message[1] or type(error).__name__).strip()

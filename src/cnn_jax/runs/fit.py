@@ -1,4 +1,4 @@
-"""Training from start to end: a config in, a run directory out."""
+"""Training from a config to a run directory: ``fit`` and ``resume``."""
 
 import contextlib
 import dataclasses
@@ -31,13 +31,13 @@ from cnn_jax.training.sharding import replicate
 from cnn_jax.training.state import TrainState
 
 DETERMINISTIC_OPS = "--xla_gpu_deterministic_ops=true"
-"""The flag in ``XLA_FLAGS`` that makes XLA use only operations that give the same bits each time on a GPU."""
+"""The flag in ``XLA_FLAGS`` that restricts XLA on GPUs to bitwise reproducible operations."""
 
 logger = logging.getLogger("cnn_jax")
 
 
 class StoppedError(CnnJaxError):
-    """Training was asked to stop, and has saved how far it came."""
+    """Training was stopped on request, after saving a checkpoint."""
 
     def __init__(self, workdir: Path, step: int):
         resume = f"python -m cnn_jax.train --resume --workdir {shlex.quote(str(workdir))}"
@@ -45,7 +45,7 @@ class StoppedError(CnnJaxError):
 
 
 class _Listeners(NamedTuple):
-    """What a training tells and asks while it runs, as ``fit`` documents it."""
+    """The callbacks of ``fit``."""
 
     on_epoch: Callable[[EpochRecord], None]
     on_chunk: Callable[[ChunkReport], None]
@@ -62,21 +62,24 @@ def fit(
     on_chunk: Callable[[ChunkReport], None] = lambda report: None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Run:
-    """Train a network, and leave all that results from it in a run directory.
+    """Train a network, and write checkpoints and a report to a run directory.
 
     Args:
         config: the settings.
         workdir: the run directory; by default ``runs/<dataset>-<model>-<time>``.
         dataset: the examples; by default the dataset that ``config`` names.
-        devices: to train on; by default all of this process.
-        on_epoch: called with each epoch's record; ``print`` prints the lines of the command.
-        on_chunk: called with the state of the epoch after each chunk of at most a hundred steps.
-        stop_requested: asked before each chunk and while the report is written; when it returns True, training stops,
-            once a checkpoint is written.
+        devices: the devices to train on; by default all local devices.
+        on_epoch: called with the record of each epoch; ``print`` prints the same lines as the command.
+        on_chunk: called with the progress of the epoch after each chunk of at most 100 steps.
+        stop_requested: called before each chunk and between the files of the report; if it returns True, training
+            saves a checkpoint and stops.
+
+    Returns:
+        The trained network.
 
     Raises:
-        UsageError: the config cannot be used, or the run directory is not empty.
-        CnnJaxError: the data cannot be downloaded, a checkpoint cannot be written, or the loss is not finite.
+        UsageError: a setting or the data cannot be used, or the run directory is not empty.
+        CnnJaxError: the data cannot be downloaded, a file cannot be written, or the loss is not finite.
         StoppedError: a stop was requested.
     """
     _check_usable(config)
@@ -89,7 +92,7 @@ def fit(
     directory = directory or Workdir(_make_default_workdir(config))
     directory.create()
     with directory.locked():
-        directory.check_unused()  # again: another process may have been quicker
+        directory.check_unused()  # again: another process may have created it
         metadata = _describe(config, trainer, dataset)
         listeners = _Listeners(on_epoch, on_chunk, stop_requested)
         return _train(directory, trainer, dataset, metadata, start, listeners)
@@ -107,22 +110,25 @@ def resume(
 ) -> Run:
     """Continue a run from its newest checkpoint.
 
-    The parameters at the end are the same, bit for bit, as those of a run that was never interrupted. The learning rate
-    is constant, so this holds for a larger number of ``epochs`` too.
+    The final parameters are bitwise equal to those of an uninterrupted run. Because the learning rate is constant, this
+    also holds if ``epochs`` is increased.
 
     Args:
         workdir: the run directory.
-        dataset: the examples that the run was started with, or the name of their dataset as in the config; by default
-            the dataset that the config names.
-        devices: as of ``fit``; with another number of them the results agree up to rounding.
-        on_epoch: as of ``fit``.
-        on_chunk: as of ``fit``.
-        stop_requested: as of ``fit``.
-        **changes: settings with new values; those that determine the result may not change.
+        dataset: the examples the run was trained on, or the name of their dataset as in the config; by default the
+            dataset that the config names.
+        devices: as in ``fit``; with a different number of devices the results agree up to rounding.
+        on_epoch: as in ``fit``.
+        on_chunk: as in ``fit``.
+        stop_requested: as in ``fit``.
+        **changes: new values of settings; settings that determine the result cannot be changed.
+
+    Returns:
+        The trained network.
 
     Raises:
-        UsageError: there is no run, or settings or data differ from the run's.
-        CnnJaxError: as of ``fit``, or all checkpoints are damaged.
+        UsageError: not a run directory, or settings or data differ from the run's.
+        CnnJaxError: as in ``fit``, or all checkpoints are damaged.
         StoppedError: a stop was requested.
     """
     directory = Workdir(Path(workdir))
@@ -149,7 +155,7 @@ def resume(
 
 
 def reached_target(config: Config, history: Sequence[EpochRecord]) -> bool:
-    """Whether the last epoch has the accuracy of ``config.target_accuracy``; false if there is none."""
+    """Whether the last epoch reached ``config.target_accuracy``; False if that is None or there is no epoch."""
     return (
         bool(history)
         and config.target_accuracy is not None
@@ -165,9 +171,9 @@ def _train(
     progress: Progress,
     listeners: _Listeners,
 ) -> Run:
-    """Train from a point to the end, and write everything into the run directory."""
+    """Train from ``progress`` to the end, writing all files of the run directory."""
     config, history = metadata.config, list(metadata.history)
-    directory.write_config(config)  # first, so that whatever follows can be resumed
+    directory.write_config(config)  # first, so that the run can be resumed from here on
     with CheckpointWriter(directory.checkpoints) as checkpoints, contextlib.ExitStack() as stack:
 
         def save(progress: Progress, accuracy: float | None = None) -> None:
@@ -208,7 +214,7 @@ def _train(
             with directory.replacing(name) as path:
                 write(path)
         stop_if_requested(progress)
-    state = jax.device_put(progress.state, jax.devices()[0])  # on one device, as load_run gives it
+    state = jax.device_put(progress.state, jax.devices()[0])  # on one device, as load_run returns it
     return Run.of(directory, dataclasses.replace(metadata, history=tuple(history)), trainer.task, state)
 
 
@@ -238,15 +244,15 @@ def _report(
 
 
 def _check_usable(config: Config) -> None:
-    """Raise UsageError if the config needs what is not there, before any data is read."""
+    """Raise UsageError if the config needs an environment variable or a package that is missing."""
     if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC_OPS not in os.getenv("XLA_FLAGS", ""):
-        raise UsageError(f"deterministic on a GPU needs XLA_FLAGS={DETERMINISTIC_OPS} set before jax looks for devices")
+        raise UsageError(f"deterministic on a GPU needs XLA_FLAGS={DETERMINISTIC_OPS}: set it before jax initializes")
     if config.tensorboard:
         tensorboard.check_installed()
 
 
 def _resolve(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset]:
-    """The examples, and the config with the name of the dataset and with absolute paths."""
+    """Load the dataset if none is given, and put its name and absolute paths into the config."""
     if dataset is None:
         dataset = data.load(config)
     else:
@@ -267,7 +273,7 @@ def _make_default_workdir(config: Config) -> Path:
 
 
 def _start(trainer: Trainer, config: Config, dataset: Dataset) -> Progress:
-    """The start of training, with the weights of ``config.init_from`` if there are any."""
+    """The initial training progress, with the weights of ``config.init_from`` if it is set."""
     start = trainer.start()
     if config.init_from is None:
         return start
@@ -278,16 +284,16 @@ def _start(trainer: Trainer, config: Config, dataset: Dataset) -> Progress:
 
 
 def _saved_metadata(directory: Workdir) -> RunMetadata | None:
-    """What the newest checkpoint holds besides the state; None if the run was stopped before its first checkpoint."""
+    """The metadata of the newest checkpoint; None if the run was stopped before its first checkpoint."""
     if not directory.is_started and holds_only_a_start(directory.checkpoints):
         return None
     return RunMetadata.from_json(newest_metadata(directory.checkpoints), directory.path)
 
 
 def _check_same(config: Config, directory: Workdir, saved: RunMetadata | None) -> None:
-    """Raise UsageError if settings differ from those of the run that may not change.
+    """Raise UsageError if settings that cannot be changed on resume differ from the run's.
 
-    The checkpoint's settings count, because the state was trained with them, whatever has become of ``config.yaml``.
+    These are the settings in the checkpoint, because ``config.yaml`` may have been edited.
     """
     before, now = (
         dataclasses.asdict(c) for c in (load_config(directory.path) if saved is None else saved.config, config)
@@ -296,13 +302,13 @@ def _check_same(config: Config, directory: Workdir, saved: RunMetadata | None) -
     if different:
         differences = ", ".join(f"{name} was {before[name]} and is now {now[name]}" for name in different)
         raise UsageError(
-            f"the run in {directory.path} was trained with other settings: {differences}; use the same settings (also "
-            f"in {CONFIG}), or choose another --workdir"
+            f"the run in {directory.path} was trained with other settings: {differences}; use the same settings, also "
+            f"in {CONFIG}, or choose another --workdir"
         )
 
 
 def _describe(config: Config, trainer: Trainer, dataset: Dataset) -> RunMetadata:
-    """The metadata of a run at its start."""
+    """The metadata of a run before its first step."""
     return RunMetadata(
         config=config,
         device_count=trainer.mesh.size,
@@ -314,7 +320,7 @@ def _describe(config: Config, trainer: Trainer, dataset: Dataset) -> RunMetadata
 
 
 def _restore(trainer: Trainer, directory: Workdir, now: RunMetadata) -> tuple[Progress, list[EpochRecord]]:
-    """The point of the newest checkpoint, and the epochs before it."""
+    """Restore the progress and the finished epochs from the newest checkpoint."""
 
     def target(values: dict[str, Any]) -> TrainState:
         if RunMetadata.from_json(values, directory.path).data_sha256 != now.data_sha256:
@@ -332,12 +338,12 @@ def _restore(trainer: Trainer, directory: Workdir, now: RunMetadata) -> tuple[Pr
         or [(record.step, record.epoch) for record in saved.history] != ends
     ):
         raise CnnJaxError(
-            f"the epochs of the run in {directory.path} do not have {trainer.steps_per_epoch} steps: continue it with "
+            f"the epochs of the run in {directory.path} do not have {trainer.steps_per_epoch} steps: resume it with "
             "the dataset it was trained on"
         )
     if saved.device_count != trainer.mesh.size:
         logger.warning(
-            "%s was trained on %d device(s) and continues on %d: the results agree up to rounding, not to the last bit",
+            "%s was trained on %d device(s) and is resumed on %d: results agree up to rounding, but not bitwise",
             directory.path,
             saved.device_count,
             trainer.mesh.size,

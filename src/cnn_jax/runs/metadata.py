@@ -1,4 +1,4 @@
-"""What a checkpoint holds besides the state, as JSON."""
+"""The metadata of a checkpoint: everything but the state, as JSON."""
 
 import dataclasses
 import math
@@ -23,18 +23,18 @@ _METRICS = {"loss": float, "num_correct": int, "num_examples": int, "first_nonfi
 
 @dataclass(frozen=True)
 class RunMetadata:
-    """A run at one of its checkpoints.
+    """The metadata of a run at one of its checkpoints.
 
     Attributes:
         config: the settings, with the dataset's resolved name.
-        device_count: devices that trained.
+        device_count: number of devices it was trained on.
         image_shape: ``(H, W, C)`` of the images.
-        class_names: one for each logit.
-        data_sha256: of the dataset.
-        dark_background: whether nearly all training images show something light on a dark background.
+        class_names: one name per logit.
+        data_sha256: the checksum of the dataset.
+        dark_background: whether nearly all training images are light on a dark background.
         history: a record for each finished epoch.
-        epoch_seconds: spent on the epoch in progress.
-        epoch_metrics: the sums over its steps so far.
+        epoch_seconds: training time of the epoch in progress.
+        epoch_metrics: metrics of the epoch in progress.
     """
 
     config: Config
@@ -48,13 +48,13 @@ class RunMetadata:
     epoch_metrics: Metrics = dataclasses.field(default_factory=Metrics.zero)
 
     def at(self, history: list[EpochRecord], progress: Progress) -> Self:
-        """The metadata of the same run at another point."""
+        """The metadata of the same run at another point of its training."""
         return dataclasses.replace(
             self, history=tuple(history), epoch_seconds=progress.seconds, epoch_metrics=progress.metrics
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The metadata as JSON, with the version of the format."""
+        """Convert to JSON, including the version of the format."""
         return {
             "format": FORMAT,
             **vars(self),
@@ -65,20 +65,20 @@ class RunMetadata:
 
     @classmethod
     def from_json(cls, values: Any, workdir: Path) -> Self:
-        """The metadata that ``to_json`` gave.
+        """Convert from the result of ``to_json``.
 
         Args:
-            values: JSON from a checkpoint; it may be anything.
-            workdir: the run directory, for the messages.
+            values: JSON from a checkpoint, which is not trusted.
+            workdir: the run directory, for error messages.
 
         Raises:
-            CnnJaxError: another format, or not what this version writes.
+            CnnJaxError: another version of the format, or invalid values.
         """
         try:
             if values["format"] != FORMAT:
                 raise CnnJaxError(
-                    f"{workdir} was written by another version of cnn_jax, in format {reprlib.repr(values['format'])}, "
-                    f"and this one reads format {FORMAT}: use the version that wrote it"
+                    f"{workdir} has checkpoints of format {reprlib.repr(values['format'])}, and this version of "
+                    f"cnn_jax reads format {FORMAT}: use the version that wrote them"
                 )
             return cls(
                 config=Config.from_mapping(values["config"], "config"),
@@ -99,7 +99,7 @@ class RunMetadata:
 
 
 def _checked(value: Any, kind: type) -> Any:
-    """The value, if it is of a type; and a number only if the device, whose numbers have 32 bits, may have given it."""
+    """Return the value if it has the type and, if it is a number, fits into 32 bits as on the device."""
     if type(value) is not kind:
         raise TypeError(f"{reprlib.repr(value)} is not of type {kind.__name__}")
     if (kind is int and not 0 <= value < 2**31) or (

@@ -1,4 +1,4 @@
-"""The run directory: what a run leaves on disk besides its checkpoints."""
+"""The run directory: all files of a run except those in its checkpoints."""
 
 import dataclasses
 import errno
@@ -36,41 +36,41 @@ NAMES = (
     "checkpoints",
     "tensorboard",
 )
-"""All that a run directory holds, besides what was exported to it."""
+"""The names of the files and directories in a run directory, except exported networks."""
 
 logger = logging.getLogger("cnn_jax")
 
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """A run directory, by its path."""
+    """A run directory."""
 
     path: Path
 
     @property
     def checkpoints(self) -> Path:
-        """The directory of the checkpoints."""
+        """The checkpoint directory."""
         return self.path / "checkpoints"
 
     @property
     def holds_run(self) -> bool:
-        """Whether there is a run: its settings, or checkpoints, which hold them too."""
+        """Whether the directory contains a run: its settings, or checkpoints, which include the settings."""
         return (self.path / CONFIG).exists() or self.checkpoints.exists()
 
     def check_holds_run(self) -> None:
-        """Raise UsageError if there is no run."""
+        """Raise UsageError unless the directory contains a run."""
         if not self.holds_run:
-            raise UsageError(f"{self.path} is not a run directory: name one that training made")
+            raise UsageError(f"{self.path} is not a run directory: choose one that training created")
 
     @property
     def is_started(self) -> bool:
-        """Whether the first checkpoint was written, after which comes ``metrics.jsonl``."""
+        """Whether ``metrics.jsonl`` exists, which is written after the first checkpoint."""
         return (self.path / METRICS).exists()
 
     def check_unused(self) -> None:
-        """Raise UsageError if there is anything at the path, except the remains of a start that was cut short."""
+        """Raise UsageError if the path exists, unless a run was interrupted there before its first checkpoint."""
         if self.holds_run and not self._is_cut_short():
-            raise UsageError(f"{self.path} holds a run: continue it with --resume, or choose another --workdir")
+            raise UsageError(f"{self.path} contains a run: continue it with --resume, or choose another --workdir")
         if self.holds_run or not self.path.exists():
             return
         try:
@@ -83,7 +83,7 @@ class Workdir:
             raise UsageError(f"{self.path} exists and is not a run directory: choose another --workdir")
 
     def _is_cut_short(self) -> bool:
-        """Whether a training process was killed here before it had written its first checkpoint."""
+        """Whether a run was interrupted here before its first checkpoint was written."""
         try:
             self.config()
         except (FileNotFoundError, UsageError):
@@ -91,10 +91,10 @@ class Workdir:
         return (self.path / LOCK).exists() and not self.is_started and holds_only_a_start(self.checkpoints)
 
     def create(self) -> None:
-        """Make the directory, if it does not exist yet.
+        """Create the directory if it does not exist.
 
         Raises:
-            UsageError: it cannot be made or written, or something in it is a symbolic link.
+            UsageError: it cannot be created or written, or it contains symbolic links.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -108,20 +108,20 @@ class Workdir:
             paths += (self.path / "tensorboard").glob("*")
         if links := [path for path in paths if path.is_symlink()]:
             raise UsageError(
-                f"{links[0]} is a symbolic link, which is not followed in a run directory: remove it, or "
-                "put what it points to in its place"
+                f"{links[0]} is a symbolic link, which is not allowed in a run directory: remove it, or replace it "
+                "with its target"
             )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep every other process from training in the directory; remove what a killed process left in it.
+        """Hold a lock that only one training process can have, and remove the temporary files of killed processes.
 
-        The operating system releases the lock when the process ends, in whatever way.
+        The operating system releases the lock when the process ends, even if it is killed.
 
         Raises:
-            UsageError: another process holds it.
+            UsageError: another process holds the lock.
         """
-        with files.open_regular(self.path / LOCK) as file:  # for reading, or the disk could not become read-only
+        with files.open_regular(self.path / LOCK) as file:  # read-only, so that the disk can be remounted read-only
             try:
                 self._lock(file)
                 files.remove_temporaries(self.path)
@@ -131,7 +131,7 @@ class Workdir:
                 ) from None
             except OSError as error:
                 logger.warning(
-                    "%s cannot be locked (%s): make sure that no other process trains in it", self.path, error.strerror
+                    "cannot lock %s (%s): make sure that no other process trains in it", self.path, error.strerror
                 )
             yield
 
@@ -143,17 +143,17 @@ class Workdir:
         except OSError as error:
             if error.errno != errno.EBADF:
                 raise
-            # NFS locks only what is open for writing.
+            # NFS requires a file opened for writing.
             with files.open_regular(self.path / LOCK, os.O_RDWR) as writable:
                 os.dup2(writable.fileno(), file.fileno())
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def config(self) -> Config:
-        """The settings in ``config.yaml``.
+        """Read the settings from ``config.yaml``.
 
         Raises:
             FileNotFoundError: the file does not exist.
-            UsageError: it cannot be read, or does not hold valid settings.
+            UsageError: the file cannot be read, or does not contain valid settings.
         """
         path = self.path / CONFIG
         try:
@@ -168,15 +168,15 @@ class Workdir:
             raise UsageError(f"{error}; remove the file to use the settings in the checkpoints") from None
 
     def write_config(self, config: Config) -> None:
-        """Write ``config.yaml``: the settings."""
+        """Write the settings to ``config.yaml``."""
         self._write(CONFIG, config.to_yaml())
 
     def write_history(self, history: Sequence[EpochRecord]) -> None:
-        """Write ``metrics.jsonl`` anew: a JSON object for each epoch."""
+        """Write ``metrics.jsonl``, one JSON object per line and epoch, replacing the file if it exists."""
         self._write(METRICS, "".join(_json_line(record) for record in history))
 
     def append_history(self, record: EpochRecord) -> None:
-        """Add an epoch to ``metrics.jsonl``."""
+        """Append an epoch to ``metrics.jsonl``."""
         with self._reporting(METRICS) as path, files.open_regular(path, os.O_RDWR | os.O_APPEND) as file:
             file.write(_json_line(record).encode())
 
@@ -188,7 +188,18 @@ class Workdir:
         compile_seconds: float,
         device_count: int,
     ) -> dict[str, Any]:
-        """Write ``summary.json``: the result, the time it took, and the hardware and software; returns its content."""
+        """Write ``summary.json``: the results, times, hardware and software versions.
+
+        Args:
+            config: the settings.
+            history: at least one epoch.
+            test_score: the score of the final parameters on the test split.
+            compile_seconds: the time that compilation took.
+            device_count: the number of devices.
+
+        Returns:
+            The content of the file.
+        """
         last = history[-1]
         validation = {
             name: value for name, value in last.to_json().items() if name in ("validation_accuracy", "validation_loss")
@@ -214,10 +225,10 @@ class Workdir:
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:
-        """A temporary file to write, which then takes its place as a whole: a crash leaves the old file or the new.
+        """Yield a temporary file that atomically replaces the named file when the context is left without an error.
 
         Raises:
-            CnnJaxError: it cannot be written.
+            CnnJaxError: the file cannot be written.
         """
         with self._reporting(name) as path, files.replacing(path) as temporary:
             yield temporary
