@@ -58,10 +58,10 @@ def test_output_names_the_file(digits, tmp_path, monkeypatch, capsys, format):
 
 
 def test_a_path_is_printed_so_that_no_terminal_obeys_it(digits, tmp_path, monkeypatch, capsys):
-    path = tmp_path / "\x1b[31m\n\u202e"
+    path = tmp_path / "\x1b[31m\u202e"
     status, captured = call(monkeypatch, capsys, digits, "--format", "safetensors", "--output", path)
     assert (status, captured.err) == (0, "")
-    assert captured.out.startswith(rf"{tmp_path}/\x1b[31m\n\u202e: verified on 300 images")
+    assert captured.out.startswith(rf"{tmp_path}/\x1b[31m\u202e: verified on 300 images")
     assert captured.out.removesuffix("\n").isprintable()
     assert path.is_file()
 

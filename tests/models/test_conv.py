@@ -18,10 +18,8 @@ SHAPES = [
     ((7, 9), (2, 2), 1, 3, 5),
     ((9, 7), (3, 3), 4, 1, 3),
     ((12, 12), (5, 5), 6, 12, 5),
-    ((11, 8), (5, 5), 1, 6, 1),
     ((10, 9), (7, 7), 2, 16, 2),
     ((8, 8), (3, 5), 3, 8, 4),
-    ((9, 6), (1, 4), 2, 5, 1),
     ((6, 9), (6, 2), 16, 4, 2),
     ((3, 5), (3, 3), 1, 1, 1),
 ]
@@ -86,13 +84,10 @@ def test_relu_and_pooling_in_one_are_the_two_in_turn(size, kernel, channels, fea
 STRIDED = [
     # image, kernel, strides, input channels, output channels, batch
     ((7, 9), (1, 1), (2, 2), 3, 2, 2),
-    ((8, 8), (1, 1), (3, 2), 2, 4, 3),
     ((9, 7), (3, 3), (2, 2), 4, 3, 3),
-    ((8, 8), (3, 3), (2, 2), 1, 5, 2),
     ((11, 10), (5, 5), (2, 2), 3, 2, 2),
     ((13, 12), (7, 7), (2, 2), 2, 3, 2),
     ((10, 11), (3, 5), (3, 1), 2, 2, 2),
-    ((7, 8), (2, 1), (3, 2), 2, 3, 2),
     ((3, 3), (3, 3), (4, 4), 2, 2, 1),
 ]
 
@@ -159,9 +154,10 @@ def test_without_a_bias(padding, relu_pool):
     assert_same(ours, value_and_gradients(expected, x, params), rtol=1e-5)
 
 
-@EVERY_PADDING
 @pytest.mark.parametrize("portable", [False, True])
-@pytest.mark.parametrize(("kernel", "strides"), [(1, 1), (3, 1), (5, 1), (7, 1), (1, 2), (3, 2), (5, 2), (7, 2)])
+@pytest.mark.parametrize(
+    ("kernel", "strides", "padding"), [(1, 1, "SAME"), (3, 1, "SAME"), (5, 1, "VALID"), (3, 2, "SAME"), (7, 2, "VALID")]
+)
 def test_bfloat16_values_and_gradients(kernel, strides, portable, padding):
     def draw(shape):
         return jnp.asarray(np.random.default_rng(len(shape)).standard_normal(shape), jnp.bfloat16)

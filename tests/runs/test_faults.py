@@ -309,6 +309,8 @@ def test_only_some_settings_may_change(tmp_path, whole, small_data, setting):
         "init_from": "weights.safetensors",
         "seed": 4,
         "target_accuracy": 0.1,
+        "validation_fraction": 0.2,
+        "split_seed": 1,
         "checkpoint_every": 2,
         "deterministic": True,
         "tensorboard": True,

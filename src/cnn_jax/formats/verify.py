@@ -1,8 +1,6 @@
 """Verification of exported files before they are moved into place."""
 
-import errno
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,9 +81,8 @@ def check_new(path: Path) -> None:
     try:
         if path.exists() or path.is_symlink():
             raise UsageError(f"{path} already exists: choose another --output")
-        path.parent.stat()
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        with files.temporary_directory(path.parent):
+            pass
     except OSError as error:
         raise UsageError(f"cannot write {path} ({error.strerror}): choose another --output") from None
 
