@@ -229,7 +229,7 @@ def test_another_format_is_refused_by_name(tmp_path, small_data, monkeypatch):
 
 def test_numbers_that_break_keep_the_last_good_checkpoint(tmp_path, small_data):
     config = dataclasses.replace(CONFIG, learning_rate=1e9, checkpoint_every=1)
-    with pytest.raises(CnnJaxError, match="not finite at step 1: train anew with a --learning-rate below 1e"):
+    with pytest.raises(CnnJaxError, match="not finite at step 1: start a new run with a --learning-rate below 1e"):
         fit(config, tmp_path)
     state = load_run(tmp_path).state
     assert state.step == 1

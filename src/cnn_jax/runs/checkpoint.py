@@ -292,9 +292,13 @@ def _entries(directory: Path) -> Sequence[Path]:
         entries = [path for path in directory.iterdir() if NAME.fullmatch(path.name)]
     except FileNotFoundError:
         return []
-    if invalid := [path for path in entries if path.is_symlink() or not path.is_dir()]:
-        raise CnnJaxError(f"{invalid[0]} is not a checkpoint: remove it")
-    return entries
+    directories = []
+    for path in entries:
+        with contextlib.suppress(FileNotFoundError):  # a training process replaces checkpoints
+            if not stat.S_ISDIR(path.lstat().st_mode):
+                raise CnnJaxError(f"{path} is not a checkpoint: remove it")
+            directories.append(path)
+    return directories
 
 
 def _finished(directory: Path) -> Sequence[Path]:
