@@ -38,7 +38,7 @@ def main(args: Sequence[str]) -> int:
     print("Make the network and the optimizer")
     task = create_task(config, len(dataset.class_names))
     key = jax.random.key(config.seed)
-    state = task.init(key, dataset.image_shape)
+    state = jax.jit(task.init, static_argnums=1)(key, dataset.image_shape)
     print(f"  {sum(leaf.size for leaf in jax.tree.leaves(state.params)):,} parameters")
 
     # In PyTorch, the loss records the computation, and loss.backward() stores the gradients in the parameters. In JAX,

@@ -117,12 +117,15 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path):
     assert cache.stat().st_mode & 0o777 == 0o700
     contents = {path: path.read_bytes() for path in cache.iterdir()}
     assert any("train_chunk" in path.name for path in contents)
-    assert any("evaluate" in path.name for path in contents)
+    assert any("chunk_logits" in path.name for path in contents)
     for path, content in contents.items():
         path.write_bytes(content[: len(content) // 2])
     train("second")
     sizes = {path: len(content) for path, content in contents.items() if path.name.endswith("-cache")}
-    assert all(path.stat().st_size > 0.9 * size for path, size in sizes.items()), "damaged entries stay damaged"
+    # A program that compiles quickly is not kept.
+    kept = {path: size for path, size in sizes.items() if path.exists()}
+    assert any("train_chunk" in path.name for path in kept)
+    assert all(path.stat().st_size > 0.9 * size for path, size in kept.items()), "damaged entries stay damaged"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +158,8 @@ def test_a_broken_pipe_is_success_only_for_standard_output(capsys):
 def test_closed_standard_streams_do_no_harm(digits_run, tmp_path, descriptor):
     _, workdir = digits_run
     words = [sys.executable, "-m", "cnn_jax.export", str(workdir), "--format", "safetensors", "--output", "file"]
-    exported = subprocess.run(words, cwd=tmp_path, preexec_fn=lambda: os.close(descriptor), check=False)
+    shell = ["bash", "-c", f'exec "$@" {descriptor}>&-', "bash", *words]
+    exported = subprocess.run(shell, cwd=tmp_path, check=False)
     assert exported.returncode == 0
     assert load_file(tmp_path / "file")
 

@@ -17,6 +17,10 @@ TASK = Task(create_model("cnn", 3), Adam(0.01))
 KEY = jax.random.key(1)
 
 
+def init(task, seed=0):
+    return jax.jit(Task.init, static_argnums=(0, 2))(task, jax.random.key(seed), (16, 16, 1))
+
+
 def loss_fn(params, batch):
     """The loss and the logits of a network that has no other state than its parameters."""
     loss, (logits, model_state) = loss_of_task(params, {}, TASK, batch, KEY)
@@ -26,7 +30,7 @@ def loss_fn(params, batch):
 
 @pytest.fixture
 def state():
-    return TASK.init(jax.random.key(0), (16, 16, 1))
+    return init(TASK)
 
 
 @pytest.fixture
@@ -141,7 +145,7 @@ def test_other_collections_are_part_of_the_state(batch):
 
 def test_averaged_params_are_the_exponential_moving_average(state, batch):
     task = dataclasses.replace(TASK, average_decay=0.9)
-    state = task.init(jax.random.key(0), (16, 16, 1))
+    state = init(task)
     expected = np.array(state.params["out"]["bias"], np.float64)
     for _ in range(3):
         state, _ = train_step(state, batch, KEY, task=task)
@@ -160,7 +164,7 @@ def test_each_example_has_a_key_of_its_own_for_each_step(batch):
         return new
 
     task = dataclasses.replace(TASK, augment=augment)
-    state = task.init(jax.random.key(0), (16, 16, 1))
+    state = init(task)
     for run in range(2):
         new_state = jax.tree.map(jnp.copy, state)
         for _ in range(2):
@@ -183,7 +187,7 @@ def test_equal_tasks_share_a_program(batch):
     )
     tasks = [Task(create_model("cnn", 3), Adam(0.003)) for _ in range(2)]
     assert hash(tasks[0]) == hash(tasks[1])
-    states = [tasks[0].init(jax.random.key(seed), (16, 16, 1)) for seed in range(2)]
+    states = [init(tasks[0], seed) for seed in range(2)]
     train_step(states[0], batch, KEY, task=tasks[0])
     count = len(compilations)
     assert count > 0

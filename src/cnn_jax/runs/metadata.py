@@ -103,7 +103,7 @@ def _checked(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise TypeError(f"{reprlib.repr(value)} is not of type {kind.__name__}")
     if (kind is int and not 0 <= value < 2**31) or (
-        kind is float and np.finfo(np.float32).max < abs(value) < math.inf
+        kind is float and float(np.finfo(np.float32).max) < abs(value) < math.inf
     ):
         raise ValueError(f"{reprlib.repr(value)} is out of range")
     return value

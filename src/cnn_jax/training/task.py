@@ -56,7 +56,7 @@ class Task:
             params=params,
             model_state=model_state,
             opt_state=self.optimizer.transformation().init(params),
-            averaged_params=None if self.average_decay is None else params,
+            averaged_params=None if self.average_decay is None else jax.tree.map(jnp.copy, params),
         )
 
     def logits(self, variables: Variables, images: jax.Array) -> jax.Array:
