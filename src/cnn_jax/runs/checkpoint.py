@@ -226,7 +226,8 @@ class CheckpointWriter:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._directory))
         items = ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(metadata))
         _check_free_space(self._directory, 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(arrays)) + 2**18)
-        self._manager.save(step, args=items, metrics=score)
+        if not self._manager.save(step, args=items, metrics=score):  # Orbax skips steps before those that it finds
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._directory))
         path = self._directory / str(step)
         _sync_tree(path)
         with files.replacing(path / SUMS) as sums:
