@@ -14,8 +14,8 @@ example ``initial/conv1.weight``:
 - ``displacement/*`` float64 ``[20]``: the Euclidean distance of the parameter from ``initial/*`` after
   each step;
 - ``step1/*``, ``step2/*``, ``step20/*``: the parameters after that many steps;
-- ``lesson_losses`` float32 ``[120]``: the losses of the lesson itself from the same initial parameters, on the first 120
-  batches of 100 images of Fashion-MNIST.
+- ``lesson_losses`` float32 ``[120]``: the losses of the lesson itself from the same initial parameters, on the first
+  120 batches of 100 images of Fashion-MNIST.
 """
 
 import itertools

@@ -1,13 +1,14 @@
 """A dataset of image files, in a folder for each class."""
 
+import contextlib
 import hashlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -28,11 +29,8 @@ SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test
 NOT_IMAGES = ("thumbs.db", "desktop.ini")
 """Names of the files that Windows adds to folders of images; those of Linux and macOS are hidden."""
 
-CACHE_FORMAT = 2
-"""Version of the cached arrays, to be increased when the same files are decoded differently."""
-
-PIECE = 1 << 16
-"""Number of bytes hashed at a time."""
+CACHE_FORMAT = 3
+"""Version of the cached images, to be increased when the same files are decoded differently."""
 
 BATCH = 8
 """Number of files handed to a thread at a time: handing over a single one takes as long as reading a small one."""
@@ -47,8 +45,8 @@ def load(path: str, config: Config) -> Dataset:
 
     The images are PNG, JPEG, WebP or BMP files directly in the classes' folders; any other file there, unless hidden,
     counts as an unreadable image. Files next to the classes' folders are ignored, as are folders next to those of the
-    splits. Decoded images are cached in the user's cache directory: the first time each file is read twice, to be
-    hashed and to be decoded, and later once, to be hashed.
+    splits. Every file is read once. It is decoded only if the cache, in the user's cache directory, has no image from a
+    file with the same content.
 
     Without splits, a fifth of the images is held out for testing, and ``validation_fraction`` of the training images
     for validation. Which ones depends on the content of the files and ``split_seed``; see ``cnn_jax.data.splits``. The
@@ -59,7 +57,7 @@ def load(path: str, config: Config) -> Dataset:
         config: ``SETTINGS``, ``validation_fraction`` and ``split_seed`` are used.
 
     Returns:
-        images uint8 ``[N, H, W, C]``; labels int32 ``[N]``, in the order of the sorted names of the folders. The name
+        images uint8 ``[N, H, W, C]``, read-only and mapped from the cache, or in memory if it cannot be written; labels int32 ``[N]``, in the order of the sorted names of the folders. The name
         is ``folder:`` and the absolute path.
 
     Raises:
@@ -69,24 +67,25 @@ def load(path: str, config: Config) -> Dataset:
     folders = _split_folders(root)
     if config.validation_fraction and "validation" in folders:
         raise own_validation(dataset_name(path))
-    class_names, images, labels, part, digests = _read(root, folders, config, min_images=1 if len(folders) > 1 else 2)
-    if len(folders) > 1:
-        selected = {split: np.flatnonzero(part == number) for number, split in enumerate(folders)}
-    else:
-        selected = {"train": np.argsort(digests, kind="stable")}
+    with _cache(config) as cache:
+        files = _read(root, folders, config, cache, min_images=1 if len(folders) > 1 else 2)
+        if len(folders) > 1:
+            selected = {split: np.flatnonzero(files.part == number) for number, split in enumerate(folders)}
+        else:
+            selected = {"train": np.argsort(files.digests, kind="stable")}
 
-    def hold_out(split: Part, fraction: float) -> None:
-        train = selected["train"]
-        hashes = content_hashes(digests[train], config.split_seed, split)
-        mask = held_out(labels[train], hashes, fraction, split, class_names, exact=False)
-        selected["train"], selected[split] = train[~mask], train[mask]
+        def hold_out(split: Part, fraction: float) -> None:
+            train = selected["train"]
+            hashes = content_hashes(files.digests[train], config.split_seed, split)
+            mask = held_out(files.labels[train], hashes, fraction, split, files.class_names, exact=False)
+            selected["train"], selected[split] = train[~mask], train[mask]
 
-    if "test" not in selected:
-        hold_out("test", TEST_FRACTION)
-    if config.validation_fraction:
-        hold_out("validation", config.validation_fraction)
-    splits = {split: Split(images[indices], labels[indices]) for split, indices in selected.items()}
-    return Dataset(dataset_name(path), **splits, class_names=class_names)
+        if "test" not in selected:
+            hold_out("test", TEST_FRACTION)
+        if config.validation_fraction:
+            hold_out("validation", config.validation_fraction)
+        splits = _splits(root, files, selected, cache)
+    return Dataset(dataset_name(path), **splits, class_names=files.class_names)
 
 
 def load_unsplit(path: str, config: Config) -> Dataset:
@@ -95,9 +94,10 @@ def load_unsplit(path: str, config: Config) -> Dataset:
     This is for evaluating a network that was not trained on them. See ``load``.
     """
     root = _root(path)
-    class_names, images, labels, _, _ = _read(root, {"train": root}, config, min_images=1)
-    split = Split(images, labels)
-    return Dataset(dataset_name(path), split, split, class_names)
+    with _cache(config) as cache:
+        files = _read(root, {"train": root}, config, cache, min_images=1)
+        split = _splits(root, files, {"test": np.arange(len(files.labels))}, cache)["test"]
+    return Dataset(dataset_name(path), split, split, files.class_names)
 
 
 def dataset_name(path: str) -> str:
@@ -114,23 +114,55 @@ def _root(path: str) -> Path:
     return expanded(path).absolute()
 
 
-def _read(
-    root: Path, folders: Mapping[str, Path], config: Config, min_images: int
-) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """All images of the splits' folders.
+def _cache(config: Config) -> ImageCache:
+    import PIL
 
-    Returns:
-        The class names; and of each image its pixels, its label, the index of its split, and its file's digest.
+    settings = (CACHE_FORMAT, PIL.__version__, config.image_size, config.channels)
+    return ImageCache(user_cache() / "folders", settings)
+
+
+class _Files(NamedTuple):
+    """The readable files of the splits' folders, and the shape ``(H, W, C)`` of the array of their images.
+
+    Arrays ``[N]``: the label of each, int32; the index of its split; and the SHA-256 digest of its content, bytes.
     """
+
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    part: np.ndarray
+    digests: np.ndarray
+    image_shape: tuple[int, int, int]
+
+
+def _read(root: Path, folders: Mapping[str, Path], config: Config, cache: ImageCache, min_images: int) -> _Files:
+    """Read all files of the splits' folders; afterwards the cache has their images."""
     class_names = _class_names(root, list(folders.values()))
     class_folders = [folder / name for folder in folders.values() for name in class_names]
     paths = [_visible(folder) for folder in class_folders]
     _check_counts(class_folders, map(len, paths), min_images)
-    images, digests, readable = _images(root, list(itertools.chain.from_iterable(paths)), config)
+    digests, image_shape = _decoded(root, list(itertools.chain.from_iterable(paths)), config, cache)
+    readable = digests != None  # noqa: E711
     index = np.repeat(np.arange(len(class_folders)), list(map(len, paths)))[readable]
     _check_counts(class_folders, np.bincount(index, minlength=len(class_folders)), min_images)
     part, labels = np.divmod(index.astype(np.int32), len(class_names))
-    return class_names, images, labels, part, digests
+    return _Files(class_names, labels, part, digests[readable], image_shape)
+
+
+def _splits(root: Path, files: _Files, selected: Mapping[str, np.ndarray], cache: ImageCache) -> dict[str, Split]:
+    """The splits with the selected files, whose images are consecutive parts of one array."""
+    order = np.concatenate(list(selected.values()))
+    try:
+        images = cache.gather(files.digests[order].tolist(), files.image_shape)
+    except MemoryError:
+        shape = "x".join(map(str, (len(order), *files.image_shape)))
+        raise UsageError(
+            f"not enough memory for the images of {root}, {shape} bytes: use a smaller --image-size"
+        ) from None
+    parts = np.split(images, np.cumsum([len(indices) for indices in selected.values()])[:-1])
+    return {
+        split: Split(part, files.labels[indices])
+        for part, (split, indices) in zip(parts, selected.items(), strict=True)
+    }
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -208,24 +240,41 @@ def _check_counts(folders: Sequence[Path], counts: Iterable[int], min_images: in
             )
 
 
-def _images(root: Path, paths: Sequence[Path], config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The decoded images, from the cache if the same files were decoded before.
+def _decoded(
+    root: Path, paths: Sequence[Path], config: Config, cache: ImageCache
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Decode the files whose images are not in the cache, and add these to it.
 
     Returns:
-        The readable images, uint8 ``[N, H, W, C]``; the SHA-256 digest of the file of each, bytes ``[N]``; and which
-        files are readable, bool ``[number of files]``.
+        The SHA-256 digest of each file, bytes, or None if it is unreadable; and the shape ``(H, W, C)`` of the images,
+        which are in colour if any of them is.
     """
-    cache = ImageCache(user_cache() / "folders")
-    digests = list(_in_parallel(_digest, paths, config, "reading images"))
-    fingerprint = _fingerprint(root, paths, digests, config)
-    if cached := cache.get(fingerprint, len(paths)):
-        images, readable = cached
-    else:
-        images, readable, decoded_digests = _decoded(root, paths, config)
-        if decoded_digests == digests:  # otherwise a file has changed since it was hashed
-            cache.put(fingerprint, images, readable)
-        digests = decoded_digests
-    if skipped := [path for path, kept in zip(paths, readable, strict=True) if not kept]:
+
+    def read(path: Path) -> tuple[bytes, tuple[int, int, int]]:
+        with opened(path) as file:
+            digest = hashlib.sha256(file.getvalue()).digest()
+            image = cache.find(digest)
+            if image is None:
+                image = read_image(file, config.image_size, config.channels)
+                cache.add(digest, image)
+        return digest, image.shape
+
+    digests = np.full(len(paths), None)
+    first = None
+    channels = 0
+    # Closed before the cache is: no thread may still be adding an image then.
+    with contextlib.closing(_in_parallel(read, paths, config)) as results:
+        for index, result in enumerate(results):
+            if result is None:
+                continue
+            digests[index], shape = result
+            first = first or (paths[index], shape)
+            if shape[:2] != first[1][:2]:
+                raise _different_sizes(root, first, (paths[index], shape))
+            channels = max(channels, shape[2])
+    if first is None:
+        raise UsageError(f"none of the {len(paths)} files of {root} can be read as an image")
+    if skipped := [path for path, digest in zip(paths, digests, strict=True) if digest is None]:
         logger.warning(
             "skipped %d of the %d files of %s, which cannot be read as images; the first is %s",
             len(skipped),
@@ -233,71 +282,7 @@ def _images(root: Path, paths: Sequence[Path], config: Config) -> tuple[np.ndarr
             root,
             skipped[0],
         )
-    # As objects: numpy would strip null bytes from the end of bytes.
-    return images, np.array(digests, object)[readable], readable
-
-
-def _digest(path: Path) -> bytes:
-    """The SHA-256 digest of a file."""
-    # hashlib.file_digest allocates a buffer, which takes longer than hashing a small file.
-    sha256 = hashlib.sha256()
-    with opened(path) as file:
-        remaining = os.fstat(file.fileno()).st_size  # a file in /proc can be endless
-        while piece := file.read(min(PIECE, remaining)):
-            sha256.update(piece)
-            remaining -= len(piece)
-    return sha256.digest()
-
-
-def _fingerprint(root: Path, paths: Sequence[Path], digests: Sequence[bytes | None], config: Config) -> str:
-    """A digest of everything that determines the arrays."""
-    import PIL
-
-    settings = (CACHE_FORMAT, PIL.__version__, config.image_size, config.channels, config.skip_unreadable)
-    sha256 = hashlib.sha256(repr(settings).encode())
-    for path, digest in zip(paths, digests, strict=True):
-        sha256.update(os.fsencode(path.relative_to(root)) + b"\0" + (digest or bytes(sha256.digest_size)))
-    return sha256.hexdigest()
-
-
-def _decoded(root: Path, paths: Sequence[Path], config: Config) -> tuple[np.ndarray, np.ndarray, list[bytes | None]]:
-    """The readable images, which files they are, and the digest of the bytes that were decoded of each file."""
-    digests: dict[Path, bytes] = {}
-
-    def read(path: Path) -> np.ndarray:
-        def on_read(content: bytes) -> None:
-            digests[path] = hashlib.sha256(content).digest()
-
-        return read_image(path, config.image_size, config.channels, on_read)
-
-    images = None
-    readable = np.zeros(len(paths), bool)
-    num_images = 0
-    for index, image in enumerate(_in_parallel(read, paths, config, "decoding images")):
-        if image is None:
-            continue
-        if images is None:
-            images = _allocated(root, (len(paths), *image.shape))
-        elif image.shape[:2] != images.shape[1:3]:
-            raise _different_sizes(root, (paths[np.argmax(readable)], images.shape[1:3]), (paths[index], image.shape))
-        elif image.shape[2] > images.shape[3]:  # the first in colour
-            grey, images = images[:num_images], _allocated(root, (*images.shape[:3], image.shape[2]))
-            images[:num_images] = grey
-        images[num_images] = image  # grey is repeated for each channel
-        readable[index] = True
-        num_images += 1
-    if images is None:
-        raise UsageError(f"none of the {len(paths)} files of {root} can be read as an image")
-    return images[:num_images], readable, [digests.get(path) for path in paths]
-
-
-def _allocated(root: Path, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        return np.empty(shape, np.uint8)
-    except MemoryError:
-        raise UsageError(
-            f"not enough memory for the images of {root}, {'x'.join(map(str, shape))} bytes: use a smaller --image-size"
-        ) from None
+    return digests, (*first[1][:2], channels)
 
 
 def _different_sizes(root: Path, *examples: tuple[Path, tuple[int, ...]]) -> UsageError:
@@ -309,8 +294,8 @@ def _different_sizes(root: Path, *examples: tuple[Path, tuple[int, ...]]) -> Usa
 
 
 def _in_parallel(
-    function: Callable[[Path], Result], paths: Sequence[Path], config: Config, description: str
-) -> Iterator[Result | None]:
+    function: Callable[[Path], Result], paths: Sequence[Path], config: Config
+) -> Generator[Result | None, None, None]:
     """The results of a function for each file, in order; None for a file that is unreadable and to be skipped."""
 
     def attempt(path: Path) -> Result | None:
@@ -326,12 +311,12 @@ def _in_parallel(
     with quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(lambda batch: list(map(attempt, batch)), batches)
         try:
-            yield from _with_bar(itertools.chain.from_iterable(results), len(paths), description)
+            yield from _with_bar(itertools.chain.from_iterable(results), len(paths))
         finally:
             pool.shutdown(cancel_futures=True)  # after an error, or if the caller stops iterating
 
 
-def _with_bar(results: Iterator[Result], total: int, description: str) -> Iterator[Result]:
+def _with_bar(results: Iterator[Result], total: int) -> Iterator[Result]:
     """The same results, with a progress bar if standard error is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -342,4 +327,4 @@ def _with_bar(results: Iterator[Result], total: int, description: str) -> Iterat
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
-        yield from bar.track(results, total=total, description=description)
+        yield from bar.track(results, total=total, description="reading images")

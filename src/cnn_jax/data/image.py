@@ -6,7 +6,7 @@ import math
 import os
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -38,7 +38,7 @@ BLOCK_BYTES = 1 << 26
 """Size of the blocks in which Pillow allocates images: glibc returns blocks above 32 MiB to the system when freed."""
 
 READING = MemoryBudget(MAX_FILE_BYTES)
-"""Memory for the content of the files that are open at the same time."""
+"""Memory for the content of the files that are read at the same time."""
 
 DECODING = MemoryBudget(MAX_PIXELS * BYTES_PER_PIXEL)
 """Memory for the images that are decoded at the same time, 1.3 GB: a tiny file can hold the largest image."""
@@ -50,12 +50,7 @@ ORIENTATION = 0x0112
 """EXIF tag (CIPA DC-008) of the rotation and reflection to apply before showing an image."""
 
 
-def read_image(
-    source: Path | IO[bytes],
-    size: tuple[int, int] | None,
-    channels: int | None,
-    on_read: Callable[[bytes], object] | None = None,
-) -> np.ndarray:
+def read_image(source: Path | IO[bytes], size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
     """Decode an image and resize it.
 
     The EXIF orientation is applied, transparency is composited on white, 16 bits are reduced to the upper 8, and the
@@ -66,7 +61,6 @@ def read_image(
         source: a PNG, JPEG, WebP or BMP file, recognised by its content; or such a file opened for reading bytes.
         size: height and width, or None to keep the image's own.
         channels: 1 for grey, 3 for red, green and blue, or None to keep colour files in colour and grey ones in grey.
-        on_read: called with the bytes that are decoded. Another process may change the file after they are read.
 
     Returns:
         uint8 ``[H, W, channels]``.
@@ -77,23 +71,19 @@ def read_image(
     # The traceback of an error refers to the images, whose memory is released with the error. A new one is raised.
     with contextlib.ExitStack() as memory:
         try:
-            return _decoded(source, size, channels, on_read, memory)
+            return _decoded(source, size, channels, memory)
         except UsageError as error:
             message = str(error)
     raise UsageError(message)
 
 
 def _decoded(
-    source: Path | IO[bytes],
-    size: tuple[int, int] | None,
-    channels: int | None,
-    on_read: Callable[[bytes], object] | None,
-    memory: contextlib.ExitStack,
+    source: Path | IO[bytes], size: tuple[int, int] | None, channels: int | None, memory: contextlib.ExitStack
 ) -> np.ndarray:
     from PIL import Image
 
     Image.core.set_block_size(BLOCK_BYTES)
-    with _opened_image(source, on_read) as image:
+    with _opened_image(source) as image:
         channels = channels or (1 if image.mode in GREY_MODES else 3)
         coefficients = _coefficient_bytes(image)
         if size:  # a JPEG of several times the size is decoded at 1/2, 1/4 or 1/8 of its own, which is much faster
@@ -127,25 +117,28 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """An image file, open for reading bytes.
+def opened(path: Path) -> Iterator[io.BytesIO]:
+    """The content of an image file, in memory, with the path as its name.
 
     Raises:
         UsageError: it cannot be read, is not a regular file, or is larger than ``MAX_FILE_BYTES``.
     """
-    try:
-        with files.open_data(path, MAX_FILE_BYTES) as file:
-            yield file
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:  # Python has no OSError for this
-        raise UsageError(f"cannot read {path}: its name contains a null byte") from None
+    with contextlib.ExitStack() as memory:
+        try:
+            with files.open_data(path, MAX_FILE_BYTES) as file:
+                num_bytes = os.fstat(file.fileno()).st_size
+                memory.enter_context(READING.reserve(num_bytes))
+                content = io.BytesIO(file.read(num_bytes))  # no more, as a file in /proc can be endless
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        except ValueError:  # Python has no OSError for this
+            raise UsageError(f"cannot read {path}: its name contains a null byte") from None
+        content.name = path
+        yield content
 
 
 @contextlib.contextmanager
-def _opened_image(
-    source: Path | IO[bytes], on_read: Callable[[bytes], object] | None = None
-) -> Iterator["Image.Image"]:
+def _opened_image(source: Path | IO[bytes]) -> Iterator["Image.Image"]:
     """An image whose header has been read; any error while it is open becomes a ``UsageError``."""
     from PIL import Image, UnidentifiedImageError
 
@@ -153,14 +146,7 @@ def _opened_image(
     limits = f"the limits are {MAX_PIXELS} pixels, and {MAX_SIDE} in height or width"
     with opened(source) if isinstance(source, Path) else contextlib.nullcontext(source) as file:
         try:
-            num_bytes = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            with READING.reserve(num_bytes), contextlib.ExitStack() as stack:
-                if on_read:
-                    content = file.read(num_bytes)
-                    on_read(content)
-                    file = io.BytesIO(content)
-                image = stack.enter_context(Image.open(file, formats=FORMATS))
+            with Image.open(file, formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                     raise UsageError(f"{name} is too large, {width}x{height} pixels: {limits}")
