@@ -44,9 +44,10 @@ class StoppedError(CnnJaxError):
         super().__init__(f"stopped after step {step}: continue with {resume}")
 
 
-class _Listeners(NamedTuple):
-    """The callbacks of ``fit``."""
+class _Outputs(NamedTuple):
+    """What ``fit`` writes and calls."""
 
+    report: bool
     on_epoch: Callable[[EpochRecord], None]
     on_chunk: Callable[[ChunkReport], None]
     stop_requested: Callable[[], bool]
@@ -58,6 +59,7 @@ def fit(
     *,
     dataset: Dataset | None = None,
     devices: Sequence[jax.Device] | None = None,
+    report: bool = True,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     on_chunk: Callable[[ChunkReport], None] = lambda report: None,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -69,6 +71,7 @@ def fit(
         workdir: the run directory; by default ``runs/<dataset>-<model>-<time>``.
         dataset: the examples; by default the dataset that ``config`` names.
         devices: the devices to train on; by default all local devices.
+        report: whether to write the plots and ``report.html`` at the end.
         on_epoch: called with the record of each epoch; ``print`` prints the same lines as the command.
         on_chunk: called with the progress of the epoch after each chunk of at most 100 steps.
         stop_requested: called before each chunk and between the files of the report; if it returns True, training
@@ -94,8 +97,8 @@ def fit(
     with directory.locked():
         directory.check_unused()  # again: another process may have created it
         metadata = _describe(config, trainer, dataset)
-        listeners = _Listeners(on_epoch, on_chunk, stop_requested)
-        return _train(directory, trainer, dataset, metadata, start, listeners)
+        outputs = _Outputs(report, on_epoch, on_chunk, stop_requested)
+        return _train(directory, trainer, dataset, metadata, start, outputs)
 
 
 def resume(
@@ -103,6 +106,7 @@ def resume(
     *,
     dataset: Dataset | str | None = None,
     devices: Sequence[jax.Device] | None = None,
+    report: bool = True,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     on_chunk: Callable[[ChunkReport], None] = lambda report: None,
     stop_requested: Callable[[], bool] = lambda: False,
@@ -118,6 +122,7 @@ def resume(
         dataset: the examples the run was trained on, or the name of their dataset as in the config; by default the
             dataset that the config names.
         devices: as in ``fit``; with a different number of devices the results agree up to rounding.
+        report: as in ``fit``.
         on_epoch: as in ``fit``.
         on_chunk: as in ``fit``.
         stop_requested: as in ``fit``.
@@ -150,8 +155,8 @@ def resume(
         if start.step > config.epochs * trainer.steps_per_epoch:
             epoch = -(-start.step // trainer.steps_per_epoch)
             raise UsageError(f"{directory.path} is already in epoch {epoch}: --epochs must be at least {epoch}")
-        listeners = _Listeners(on_epoch, on_chunk, stop_requested)
-        return _train(directory, trainer, dataset, metadata, start, listeners)
+        outputs = _Outputs(report, on_epoch, on_chunk, stop_requested)
+        return _train(directory, trainer, dataset, metadata, start, outputs)
 
 
 def reached_target(config: Config, history: Sequence[EpochRecord]) -> bool:
@@ -169,7 +174,7 @@ def _train(
     dataset: Dataset,
     metadata: RunMetadata,
     progress: Progress,
-    listeners: _Listeners,
+    outputs: _Outputs,
 ) -> Run:
     """Train from ``progress`` to the end, writing all files of the run directory."""
     config, history = metadata.config, list(metadata.history)
@@ -181,7 +186,7 @@ def _train(
             checkpoints.save(progress.state, metadata.at(history, progress).to_json(), accuracy)
 
         def stop_if_requested(progress: Progress) -> None:
-            if listeners.stop_requested():
+            if outputs.stop_requested():
                 save(progress)
                 raise StoppedError(directory.path.absolute(), progress.step)
 
@@ -193,12 +198,12 @@ def _train(
         save(progress)
         checkpoints.wait()
         directory.write_history(history)
-        on_record = [directory.append_history, listeners.on_epoch]
+        on_record = [directory.append_history, outputs.on_epoch]
         if config.tensorboard:
             events = tensorboard.EventFiles(directory.path / "tensorboard", history, trainer.steps_per_epoch)
             on_record.insert(1, stack.enter_context(events).append)
         compile_seconds = trainer.compile()
-        epochs = trainer.epochs(progress, on_chunk=listeners.on_chunk, before_chunk=before_chunk)
+        epochs = trainer.epochs(progress, on_chunk=outputs.on_chunk, before_chunk=before_chunk)
         for record, progress in () if reached_target(config, history) else epochs:
             history.append(record)
             save(progress, record.selection_accuracy)
@@ -209,7 +214,8 @@ def _train(
         stop_if_requested(progress)
         score, logits = trainer.evaluate(progress.state, "test")
         summary = directory.write_summary(config, history, score, compile_seconds, device_count=trainer.mesh.size)
-        for name, write in _report(config, history, trainer.steps_per_epoch, dataset, logits, summary).items():
+        report = _report(config, history, trainer.steps_per_epoch, dataset, logits, summary) if outputs.report else {}
+        for name, write in report.items():
             stop_if_requested(progress)
             with directory.replacing(name) as path:
                 write(path)
