@@ -173,9 +173,7 @@ class CheckpointWriter:
     def __init__(self, directory: Path):
         self._directory = directory
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep.AnyPreservationPolicy(
-                [keep.LatestN(2), keep.BestN(n=1, get_metric_fn=_accuracy)]
-            ),
+            preservation_policy=keep.AnyPreservationPolicy([keep.LatestN(2), keep.BestN(n=1, get_metric_fn=_accuracy)]),
             best_fn=_accuracy,  # without this, Orbax does not save metrics
             cleanup_tmp_directories=True,
             todelete_subdir=DELETED,  # renamed atomically, so that no reader finds half a checkpoint

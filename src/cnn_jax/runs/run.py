@@ -103,9 +103,7 @@ class Run:
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
-            raise UsageError(
-                f"images must be uint8 [N, {expected}], not {images.dtype} {list(images.shape)}"
-            )
+            raise UsageError(f"images must be uint8 [N, {expected}], not {images.dtype} {list(images.shape)}")
         batch_size = batch_size_for(self.image_shape, len(images))
         mesh = make_mesh(jax.local_devices()[:batch_size])
         logits = predict_logits(self.task, self.state.variables, images, batch_size=batch_size, mesh=mesh)
