@@ -1,3 +1,4 @@
+import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,11 +8,24 @@ import pytest
 from cnn_jax.data.cache import ImageCache
 from cnn_jax.files import temporary_directory
 
-READABLE = np.ones(6, bool)
+
+def digest(value):
+    return hashlib.sha256(bytes([value])).digest()
 
 
-def images(value=0):
-    return np.full((6, 10, 10, 1), value, np.uint8)
+def image(value=0, channels=1):
+    return np.full((10, 10, channels), value, np.uint8)
+
+
+def store(directory, values, settings=0, channels=1, **options):
+    """Gather images of constant values, after adding the missing ones; return the array and which were missing."""
+    missing = []
+    with ImageCache(directory, settings, **options) as cache:
+        for value in values:
+            if cache.find(digest(value)) is None:
+                cache.add(digest(value), image(value))
+                missing.append(value)
+        return cache.gather([digest(value) for value in values], (10, 10, channels)), missing
 
 
 @pytest.fixture
@@ -19,82 +33,123 @@ def directory(tmp_path):
     return tmp_path / "some" / "cache"
 
 
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
+def entries(directory):
+    return {path for path in directory.iterdir() if not path.name.startswith(".")}
 
 
-def test_put_and_get(directory):
-    cache = ImageCache(directory)
-    assert cache.get("a", 6) is None
-    cache.put("a", images(7), READABLE)
-    found, readable = cache.get("a", 6)
-    np.testing.assert_array_equal(found, images(7))
-    np.testing.assert_array_equal(readable, READABLE)
-    assert cache.get("b", 6) is None
-    assert cache.get("a", 7) is None
+def test_images_are_found_by_their_digest_and_settings(directory):
+    for settings, missing in ((0, [1, 2, 3]), (0, []), (1, [1, 2, 3]), (1, [])):
+        images, added = store(directory, [1, 2, 3], settings)
+        assert images.dtype == np.uint8
+        assert images.shape == (3, 10, 10, 1)
+        assert images[:, 5, 5, 0].tolist() == [1, 2, 3]
+        assert added == missing
+    assert len(entries(directory)) == 2
+    assert store(directory, [4, 1, 1])[1] == [4]
+    images, missing = store(directory, [3, 4, 2])  # from two entries
+    assert images[:, 5, 5, 0].tolist() == [3, 4, 2]
+    assert missing == []
+
+
+def test_grey_images_in_colour(directory):
+    with ImageCache(directory, 0) as cache:
+        cache.add(digest(1), image(1))
+        cache.add(digest(2), colour := image(0, 3) + np.arange(3, dtype=np.uint8))
+        images = cache.gather([digest(1), digest(2)], (10, 10, 3))
+    np.testing.assert_array_equal(images, [image(1, 3), colour])
+    with ImageCache(directory, 0) as cache:
+        np.testing.assert_array_equal(cache.find(digest(1)), image(1))
+        np.testing.assert_array_equal(cache.find(digest(2)), colour)
 
 
 def test_private_to_the_user(directory):
-    ImageCache(directory).put("a", images(), READABLE)
+    store(directory, [1])
     assert directory.stat().st_mode & 0o777 == 0o700
+    assert [path.stat().st_mode & 0o022 for path in entries(directory)] == [0]
     directory.chmod(0o770)
-    assert ImageCache(directory).get("a", 6) is None
-    ImageCache(directory).put("b", images(), READABLE)
-    assert names(directory) == ["a.npy"]
+    images, missing = store(directory, [1])
+    assert missing == [1]
+    assert not images.flags.writeable
+    assert store(directory, [2])[0][0, 0, 0] == 2
+    assert len(entries(directory)) == 1
 
 
-def test_links_and_pipes_are_not_read(directory):
-    cache = ImageCache(directory)
-    cache.put("a", images(), READABLE)
-    (directory / "link.npy").symlink_to(directory / "a.npy")
-    os.mkfifo(directory / "pipe.npy")
-    assert cache.get("link", 6) is None
-    assert cache.get("pipe", 6) is None
+def test_a_damaged_image_is_missing_in_this_entry_only(directory):
+    store(directory, [1, 2, 3])
+    (first,) = entries(directory)
+    store(directory, [3, 2])
+    (second,) = entries(directory) - {first}
+    for damaged, expected in (([first], []), ([first, second], [2])):
+        for path in damaged:
+            content = path.read_bytes()
+            assert bytes([2]) * 100 in content
+            path.write_bytes(content.replace(bytes([2]) * 100, bytes([2]) * 99 + bytes([7])))
+        images, missing = store(directory, [1, 2, 3])
+        assert (images == np.array([1, 2, 3]).reshape(3, 1, 1, 1)).all()
+        assert missing == expected
 
 
 def test_least_recently_used_entries_are_removed(directory):
-    cache = ImageCache(directory, max_bytes=3500)  # less than four entries
+    paths = {}
     for age, name in enumerate("cba", start=1):
-        cache.put(name, images(), READABLE)
-        os.utime(directory / f"{name}.npy", (age, age))
-    assert cache.get("c", 6)
-    size = (directory / "a.npy").stat().st_size
-    ImageCache(directory, max_bytes=3 * size).put("d", images(), READABLE)
-    assert names(directory) == ["a.npy", "c.npy", "d.npy"]
-    ImageCache(directory, max_bytes=size).put("e", images(), READABLE)
-    assert names(directory) == ["e.npy"]
+        before = entries(directory) if directory.exists() else set()
+        store(directory, range(6), settings=name)
+        (paths[name],) = entries(directory) - before
+        os.utime(paths[name], (age, age))
+    store(directory, range(6), settings="c")
+    size = paths["a"].stat().st_size
+    store(directory, range(6), settings="d", max_bytes=3 * size)
+    assert entries(directory) >= {paths["a"], paths["c"]}
+    assert len(entries(directory)) == 3
+    store(directory, range(6), settings="e", max_bytes=size)
+    assert len(entries(directory)) == 1
+    assert store(directory, range(6), settings="e")[1] == []
 
 
-def test_entries_larger_than_the_cache_are_not_stored(directory):
-    cache = ImageCache(directory, max_bytes=10_000)
-    cache.put("a", images(), READABLE)
-    cache.put("b", np.zeros((6, 100, 100, 1), np.uint8), READABLE)
-    assert names(directory) == ["a.npy"]
+def test_an_entry_larger_than_the_cache_is_kept_alone(directory):
+    store(directory, [1])
+    store(directory, range(6), max_bytes=100)
+    assert len(entries(directory)) == 1
+    assert store(directory, range(6))[1] == []
+
+
+def test_entries_of_other_versions_count(directory):
+    store(directory, [1])
+    old = directory / "0123456789abcdef.npy"
+    old.write_bytes(bytes(5000))
+    os.utime(old, (1, 1))
+    store(directory, [2], max_bytes=4000)
+    assert old not in entries(directory)
+    assert len(entries(directory)) == 2
 
 
 def test_temporary_files_of_a_killed_process_are_removed(directory):
-    cache = ImageCache(directory)
-    cache.put("a", images(), READABLE)
+    store(directory, [1])
     (directory / ".cnn_jax-0123456789abcdef").mkdir()
-    (directory / ".cnn_jax-0123456789abcdef" / "b.npy").write_bytes(b"half")
-    cache.put("b", images(), READABLE)
-    assert names(directory) == ["a.npy", "b.npy"]
+    (directory / ".cnn_jax-0123456789abcdef" / "x.images").write_bytes(b"half")
+    store(directory, [2])
+    assert set(directory.iterdir()) == entries(directory)
 
 
 def test_temporary_files_of_a_running_process_are_kept(directory):
-    cache = ImageCache(directory)
-    cache.put("a", images(), READABLE)
+    store(directory, [1])
     with temporary_directory(directory):  # holds the lock, as another process would
         (directory / ".cnn_jax-fedcba9876543210").mkdir()
-        cache.put("b", images(), READABLE)
-        assert ".cnn_jax-fedcba9876543210" in names(directory)
+        store(directory, [2])
+        assert (directory / ".cnn_jax-fedcba9876543210").exists()
 
 
 def test_concurrent_writers(directory):
-    cache = ImageCache(directory)
-    cache.put("a", images(), READABLE)
     with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(lambda _: cache.put("a", images(), READABLE), range(40)):
-            assert [name for name in names(directory) if not name.startswith(".cnn_jax-")] == ["a.npy"]
-            assert cache.get("a", 6)
-    assert names(directory) == ["a.npy"]
+        for images, _ in pool.map(lambda number: store(directory, [number % 3, 3, 4], max_bytes=1500), range(40)):
+            assert images[1:, 5, 5, 0].tolist() == [3, 4]
+    assert set(directory.iterdir()) == entries(directory)
+    assert sum(path.stat().st_size for path in entries(directory)) <= 1500
+
+
+def test_added_from_several_threads(directory):
+    with ImageCache(directory, 0) as cache:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda value: cache.add(digest(value), image(value)), range(200)))
+        images = cache.gather([digest(value) for value in range(200)], (10, 10, 1))
+    np.testing.assert_array_equal(images, [image(value) for value in range(200)])

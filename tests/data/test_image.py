@@ -419,14 +419,15 @@ def test_an_error_does_not_keep_the_image_alive():
     assert not [value for frame in frames[1:] for value in frame.f_locals.values() if isinstance(value, Image.Image)]
 
 
-def test_on_read_receives_the_decoded_bytes(tmp_path):
+def test_memory_is_reserved_for_the_content_of_a_file_while_it_is_used(monkeypatch, tmp_path):
     content = encoded(COLOUR)
-    seen = []
-    np.testing.assert_array_equal(read_image(io.BytesIO(content), (5, 7), 3, on_read=seen.append), COLOUR)
-    (tmp_path / "x").write_bytes(b"text")
-    with pytest.raises(UsageError):
-        read_image(tmp_path / "x", (5, 7), 3, on_read=seen.append)
-    assert seen == [content, b"text"]
+    (tmp_path / "x").write_bytes(content)
+    monkeypatch.setattr(image, "READING", budget := MemoryBudget(10**9))
+    with image.opened(tmp_path / "x") as first, image.opened(tmp_path / "x") as second:
+        assert first.getvalue() == second.getvalue() == content
+        np.testing.assert_array_equal(read_image(first, (5, 7), 3), COLOUR)
+    np.testing.assert_array_equal(read_image(tmp_path / "x", (5, 7), 3), COLOUR)
+    assert budget.peak == 2 * len(content)
 
 
 def test_non_ascii_names(tmp_path):

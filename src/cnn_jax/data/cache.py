@@ -21,7 +21,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,7 +38,7 @@ WRITE_BYTES = 1 << 20
 """Number of bytes written at a time."""
 
 
-class ImageCache:
+class ImageCache(contextlib.ExitStack):
     """Decoded images by the SHA-256 digest of their file, from the entries of a directory and newly added ones.
 
     Every image is verified before its first use; one that is damaged counts as missing. The directory is used only if
@@ -53,25 +53,19 @@ class ImageCache:
     """
 
     def __init__(self, directory: Path, settings: object, max_bytes: int = MAX_BYTES) -> None:
+        super().__init__()
         self._directory = directory
         self._prefix = hashlib.sha256(repr(settings).encode()).hexdigest()
         self._max_bytes = max_bytes
-        self._added: dict[bytes, np.ndarray | _Stored] = {}
-        self._end = 0  # of the temporary file
-        self._lock = threading.Lock()
         self._usable = files.private_directory(directory)
         self._entries = dict(self._open_entries()) if self._usable else {}
+        self._added: dict[bytes, np.ndarray | _Stored] = {}
         self._temporary = None
+        self._end = 0  # of the temporary file
+        self._lock = threading.Lock()
         if self._usable:
-            with contextlib.suppress(OSError):
-                self._temporary = tempfile.TemporaryFile(dir=directory, buffering=0)  # it has no name
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._temporary:
-            self._temporary.close()
+            with contextlib.suppress(OSError):  # without a name, so that it never remains
+                self._temporary = self.enter_context(tempfile.TemporaryFile(dir=directory, buffering=0))  # noqa: SIM115
 
     def find(self, digest: bytes) -> np.ndarray | None:
         """The image decoded from the file with a digest, uint8 ``[H, W, 1 or 3]``, or None."""
@@ -112,7 +106,7 @@ class ImageCache:
         entry = self._entries.get(name)
         if entry and entry.holds(digests, shape):
             with contextlib.suppress(OSError):
-                os.utime(self._directory / name)  # marks it as recently used
+                os.utime(self._directory / name, follow_symlinks=False)  # marks it as recently used
             return entry.images
         if self._usable:
             with contextlib.suppress(OSError):
@@ -225,9 +219,10 @@ class _Entry:
 def _by_last_use(directory: Path) -> list[tuple[int, int, Path]]:
     """Time of last use, size and path of the files in a directory, the least recently used first."""
     used = []
-    for path in directory.iterdir():
-        with contextlib.suppress(OSError):  # another process may remove it
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode):
-                used.append((status.st_mtime_ns, status.st_size, path))
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            with contextlib.suppress(OSError):  # another process has removed it
+                status = path.lstat()
+                if stat.S_ISREG(status.st_mode):
+                    used.append((status.st_mtime_ns, status.st_size, path))
     return sorted(used)

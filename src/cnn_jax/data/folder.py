@@ -57,8 +57,9 @@ def load(path: str, config: Config) -> Dataset:
         config: ``SETTINGS``, ``validation_fraction`` and ``split_seed`` are used.
 
     Returns:
-        images uint8 ``[N, H, W, C]``, read-only and mapped from the cache, or in memory if it cannot be written; labels int32 ``[N]``, in the order of the sorted names of the folders. The name
-        is ``folder:`` and the absolute path.
+        images uint8 ``[N, H, W, C]``, read-only, all splits in one array that is mapped from the cache, or in memory if
+        that cannot be written; labels int32 ``[N]``, in the order of the sorted names of the folders. The name is
+        ``folder:`` and the absolute path.
 
     Raises:
         UsageError: the folder does not have this structure, or contains files that cannot be read.
@@ -141,11 +142,12 @@ def _read(root: Path, folders: Mapping[str, Path], config: Config, cache: ImageC
     paths = [_visible(folder) for folder in class_folders]
     _check_counts(class_folders, map(len, paths), min_images)
     digests, image_shape = _decoded(root, list(itertools.chain.from_iterable(paths)), config, cache)
-    readable = digests != None  # noqa: E711
+    readable = np.array([digest is not None for digest in digests])
     index = np.repeat(np.arange(len(class_folders)), list(map(len, paths)))[readable]
     _check_counts(class_folders, np.bincount(index, minlength=len(class_folders)), min_images)
     part, labels = np.divmod(index.astype(np.int32), len(class_names))
-    return _Files(class_names, labels, part, digests[readable], image_shape)
+    # As objects: numpy would strip null bytes from the end of bytes.
+    return _Files(class_names, labels, part, np.array(digests, object)[readable], image_shape)
 
 
 def _splits(root: Path, files: _Files, selected: Mapping[str, np.ndarray], cache: ImageCache) -> dict[str, Split]:
@@ -242,11 +244,11 @@ def _check_counts(folders: Sequence[Path], counts: Iterable[int], min_images: in
 
 def _decoded(
     root: Path, paths: Sequence[Path], config: Config, cache: ImageCache
-) -> tuple[np.ndarray, tuple[int, int, int]]:
+) -> tuple[list[bytes | None], tuple[int, int, int]]:
     """Decode the files whose images are not in the cache, and add these to it.
 
     Returns:
-        The SHA-256 digest of each file, bytes, or None if it is unreadable; and the shape ``(H, W, C)`` of the images,
+        The SHA-256 digest of each file, or None if it is unreadable; and the shape ``(H, W, C)`` of the images,
         which are in colour if any of them is.
     """
 
@@ -259,18 +261,19 @@ def _decoded(
                 cache.add(digest, image)
         return digest, image.shape
 
-    digests = np.full(len(paths), None)
+    digests = []
     first = None
     channels = 0
     # Closed before the cache is: no thread may still be adding an image then.
     with contextlib.closing(_in_parallel(read, paths, config)) as results:
-        for index, result in enumerate(results):
-            if result is None:
+        for path, result in zip(paths, results, strict=True):
+            digest, shape = result or (None, None)
+            digests.append(digest)
+            if shape is None:
                 continue
-            digests[index], shape = result
-            first = first or (paths[index], shape)
+            first = first or (path, shape)
             if shape[:2] != first[1][:2]:
-                raise _different_sizes(root, first, (paths[index], shape))
+                raise _different_sizes(root, first, (path, shape))
             channels = max(channels, shape[2])
     if first is None:
         raise UsageError(f"none of the {len(paths)} files of {root} can be read as an image")
