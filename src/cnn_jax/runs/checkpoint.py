@@ -177,7 +177,9 @@ class CheckpointWriter:
             best_fn=_accuracy,  # without this, Orbax does not save metrics
             cleanup_tmp_directories=True,
             todelete_subdir=DELETED,  # renamed atomically, so that no reader finds half a checkpoint
-            enable_async_checkpointing=False,  # our own thread writes the checksums after Orbax is done
+            # Our own thread, because checksums are added after the checkpoint's last file: Orbax calls
+            # AsyncOptions.post_finalization_callback before it writes that file and renames the checkpoint.
+            enable_async_checkpointing=False,
         )
         with self._reporting():
             _set_damaged_aside(directory)
