@@ -153,3 +153,14 @@ def test_added_from_several_threads(directory):
             list(pool.map(lambda value: cache.add(digest(value), image(value)), range(200)))
         images = cache.gather([digest(value) for value in range(200)], (10, 10, 1))
     np.testing.assert_array_equal(images, [image(value) for value in range(200)])
+
+
+def test_an_added_image_that_is_lost_is_an_error(directory):
+    with ImageCache(directory, 0) as cache:
+        cache.add(digest(1), image(1))
+        cache.add(digest(2), image(2))
+        cache._temporary.truncate(150)  # as on a network file system, where a full disk is reported later
+        np.testing.assert_array_equal(cache.find(digest(1)), image(1))
+        with pytest.raises(OSError, match="Input/output error"):
+            cache.gather([digest(1), digest(2)], (10, 10, 1))
+    assert entries(directory) == set()

@@ -13,6 +13,7 @@ The file of an entry is the concatenation of
 """
 
 import contextlib
+import errno
 import hashlib
 import math
 import os
@@ -68,10 +69,16 @@ class ImageCache(contextlib.ExitStack):
                 self._temporary = self.enter_context(tempfile.TemporaryFile(dir=directory, buffering=0))  # noqa: SIM115
 
     def find(self, digest: bytes) -> np.ndarray | None:
-        """The image decoded from the file with a digest, uint8 ``[H, W, 1 or 3]``, or None."""
+        """The image decoded from the file with a digest, uint8 ``[H, W, 1 or 3]``, or None.
+
+        Raises:
+            OSError: an added image cannot be read back from the disk.
+        """
         stored = self._added.get(digest)
         if isinstance(stored, _Stored):
             pixels = os.pread(self._temporary.fileno(), math.prod(stored.shape), stored.offset)
+            if hashlib.sha256(pixels).digest() != stored.digest:  # a network file system reports a full disk later
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(self._directory))
             return np.frombuffer(pixels, np.uint8).reshape(stored.shape)
         if stored is not None:
             return stored
@@ -86,7 +93,7 @@ class ImageCache(contextlib.ExitStack):
                 with self._lock:
                     offset, self._end = self._end, self._end + image.nbytes
                 if os.pwrite(self._temporary.fileno(), image, offset) == image.nbytes:
-                    self._added[digest] = _Stored(offset, image.shape)
+                    self._added[digest] = _Stored(offset, image.shape, hashlib.sha256(image).digest())
 
     def gather(self, digests: Sequence[bytes], image_shape: tuple[int, int, int]) -> np.ndarray:
         """An array of images that were found or added, as an entry of the cache.
@@ -100,6 +107,7 @@ class ImageCache(contextlib.ExitStack):
 
         Raises:
             MemoryError: it can neither be written nor held in memory.
+            OSError: an added image cannot be read back from the disk.
         """
         shape = (len(digests), *image_shape)
         name = f"{self._prefix}-{hashlib.sha256(b''.join(digests)).hexdigest()}.images"
@@ -156,10 +164,11 @@ class ImageCache(contextlib.ExitStack):
 
 
 class _Stored(NamedTuple):
-    """The place of an added image in the temporary file."""
+    """The place of an added image in the temporary file, and the SHA-256 digest of its pixels."""
 
     offset: int
     shape: tuple[int, ...]
+    digest: bytes
 
 
 class _Entry:
