@@ -60,6 +60,8 @@ def test_grey_images_in_colour(directory):
     with ImageCache(directory, 0) as cache:
         np.testing.assert_array_equal(cache.find(digest(1)), image(1))
         np.testing.assert_array_equal(cache.find(digest(2)), colour)
+    for channels in (1, 3, 1):
+        assert store(directory, [1], channels=channels)[0].shape == (1, 10, 10, channels)
 
 
 def test_private_to_the_user(directory):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -780,6 +781,24 @@ def test_nothing_remains_after_an_error(root, before_opening):
     with pytest.raises(KeyboardInterrupt):
         load(root)
     assert cache_files() == []
+
+
+def test_no_file_is_still_being_read_after_an_error(root, monkeypatch):
+    put_split(root, {".": {"a": 30, "b": 30}})
+    put(root, "a/!.png", grey(0, (5, 3)))
+    read = folder.read_image
+    running = []
+
+    def slow(file, *args):
+        running.append(file.name)
+        time.sleep(0.005)
+        image = read(file, *args)
+        running.remove(file.name)
+        return image
+
+    monkeypatch.setattr(folder, "read_image", slow)
+    assert "differ in height and width" in refusal(root)
+    assert running == []
 
 
 LIMITED = """
