@@ -1,4 +1,6 @@
-"""Small data that every test can afford."""
+"""Small data and quick compilation for all tests."""
+
+import os
 
 import jax
 import numpy as np
@@ -8,13 +10,27 @@ from cnn_jax.data import Dataset, Split
 
 
 def pytest_configure() -> None:
-    """Two devices, however many processors there are; before jax looks for any."""
+    """Use two devices, however many processors there are; called before jax initializes."""
     jax.config.update("jax_num_cpu_devices", 2)
+    os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compile without most optimizations, which takes half the time, unless the test is marked ``optimized``.
+
+    Called before the fixtures of the test, so that those of a marked module compile the same way.
+    """
+    disable = "0" if item.get_closest_marker("optimized") else "1"
+    if os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != disable:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = disable  # for the commands that the test starts
+        jax.config.update("jax_disable_most_optimizations", disable == "1")
+        jax.clear_caches()  # jit does not recompile when this setting changes
 
 
 @pytest.fixture(scope="session", autouse=True)
 def user_cache(tmp_path_factory):
-    """A user's cache of the tests' own: what one has compiled, the next and the commands it starts need not."""
+    """A user's cache of this session: programs are compiled once for all tests and the commands they start."""
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
@@ -28,7 +44,7 @@ def user_cache(tmp_path_factory):
 
 
 def make_split(num_examples: int, num_classes: int, seed: int) -> Split:
-    """Noise with a bright square whose place tells the class, so that there is something to learn."""
+    """Noise with a bright square whose position is the class."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 100, (num_examples, 16, 16, 1), dtype=np.uint8)
     labels = rng.integers(0, num_classes, num_examples, dtype=np.int32)
@@ -39,5 +55,5 @@ def make_split(num_examples: int, num_classes: int, seed: int) -> Split:
 
 @pytest.fixture(scope="session")
 def dataset() -> Dataset:
-    """Three classes of 16x16 images, 47 to train on and 23 to test on: no multiples of any batch size used."""
+    """Three classes of 16x16 images, 47 to train on and 23 to test on: no multiples of a batch size."""
     return Dataset("squares", make_split(47, 3, seed=0), make_split(23, 3, seed=1), ("top", "middle", "bottom"))
