@@ -12,6 +12,7 @@ ratio of paired epochs), and the test accuracy. Without Fashion-MNIST, both trai
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -102,7 +103,7 @@ def main() -> None:
         # Before jax and torch are imported: both start as many threads as they have processors.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: flags.threads])
     cli.use_every_processor()
-    config = Config(epochs=flags.epochs, shuffle=False, dataset="fashion_mnist", data_dir=flags.data_dir)
+    config = dataclasses.replace(Config.from_yaml("tutorial"), epochs=flags.epochs, data_dir=flags.data_dir)
     dataset = load_or_make(config)
     contenders = [PyTorch(config, dataset, compiled=False), CnnJax(config, dataset)]
     if flags.torch_compile:

@@ -29,7 +29,9 @@ def test_settings_that_a_resumed_run_may_change():
 
 def test_tutorial_preset():
     preset = Config.from_yaml("tutorial")
-    expected = Config(dataset="fashion_mnist", epochs=10, batch_size=100, learning_rate=0.01, shuffle=False)
+    expected = Config(
+        dataset="fashion_mnist", epochs=10, batch_size=100, learning_rate=0.01, shuffle=False, normalize=False
+    )
     assert preset == expected
 
 

@@ -19,6 +19,7 @@ from cnn_jax.config import MAY_CHANGE, Config
 from cnn_jax.evaluate import EvaluateFlags
 from cnn_jax.export import ExportFlags
 from cnn_jax.predict import PredictFlags
+from cnn_jax.runs.run import load_run
 from cnn_jax.settings import type_and_meta
 from cnn_jax.train import TrainFlags
 
@@ -127,15 +128,20 @@ def test_the_example_of_the_lesson_runs(unoptimized, capsys):
 
 def test_the_example_of_stablehlo_runs(copied_examples, capsys):
     execute("python -m cnn_jax.export runs/mine --format stablehlo")
-    (block,) = blocks("formats.md", "python")
-    exec(block, names := {})
+    exec(blocks("formats.md", "python")[0], names := {})
     assert names["network"].call(names["pixels"]).shape == (1, 2)
+
+
+def test_the_example_of_metadata_runs(copied_examples):
+    execute("python -m cnn_jax.export runs/mine --format pytorch --output weights.safetensors")
+    exec(blocks("formats.md", "python")[1], names := {})
+    assert (tuple(names["mean"]), tuple(names["std"])) == dataclasses.astuple(load_run("runs/mine").task.preprocess)
 
 
 def test_every_python_example_is_run():
     assert {page: len(blocks(page, "python")) for page in PAGES if blocks(page, "python")} == {
         "README.md": 2,
-        "formats.md": 1,
+        "formats.md": 2,
         "lesson.md": 1,
     }
 

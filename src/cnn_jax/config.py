@@ -69,9 +69,14 @@ class DataConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Settings):
-    """The network and where its weights start."""
+    """The network, its input, and where its weights start."""
 
     model: Name = setting("the network architecture", default="cnn")
+    normalize: Switch = setting(
+        "standardize the network's input: subtract the mean of the training images and divide by their standard "
+        "deviation, in each channel",
+        default=True,
+    )
     init_from: FilePath | None = setting(
         "start from the weights in a safetensors file or PyTorch state_dict (.pt) instead of random weights",
         default=None,

@@ -19,6 +19,7 @@ from cnn_jax.formats.weights import read_params
 from cnn_jax.runs.run import Run
 from cnn_jax.training.loop import abstract_state, create_task
 from cnn_jax.training.step import Params
+from cnn_jax.training.task import Normalize
 
 SHAPES = [(16, 16, 1), (21, 30, 3)]
 """The smallest; and one with colours, odd rows and columns before each pool, and 2x4 pixels that are flattened."""
@@ -33,7 +34,9 @@ def image_shape(request) -> tuple[int, int, int]:
 def make_run(tmp_path_factory) -> Callable[..., Run]:
     def make(image_shape: tuple[int, int, int], num_classes: int = 3, seed: int = 0) -> Run:
         config = Config(dataset="noise")
-        task = create_task(config, num_classes)
+        channels = np.arange(image_shape[-1])
+        preprocess = Normalize(tuple((0.4 + 0.1 * channels).tolist()), tuple((0.5 + 0.1 * channels).tolist()))
+        task = create_task(config, num_classes, preprocess)
         shapes = abstract_state(task, image_shape)
         rng = np.random.default_rng(seed)
         # Large enough for the probabilities to lie apart.

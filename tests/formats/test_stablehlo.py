@@ -74,10 +74,8 @@ def test_the_example_runs_without_this_package(path, run, image_shape):
 
 
 def test_a_portable_network_is_the_same_network(network, images):
-    logits = [
-        create_model("cnn", 3, portable).apply({"params": network.params}, images.astype(np.float32) / 255)
-        for portable in (False, True)
-    ]
+    inputs = network.task.preprocess(images)
+    logits = [create_model("cnn", 3, portable).apply({"params": network.params}, inputs) for portable in (False, True)]
     np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(network.probabilities(images), nn.softmax(logits[0]), rtol=1e-5, atol=1e-5)
     shapes = [

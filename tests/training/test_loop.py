@@ -14,7 +14,7 @@ from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import NonFiniteError, Trainer, create_task
 from cnn_jax.training.step import Batch, train_step
 
-CONFIG = Config(epochs=2, batch_size=10, dataset="squares", seed=3)
+CONFIG = Config(epochs=2, batch_size=10, dataset="squares", seed=3, normalize=False)
 TASK = create_task(CONFIG, 3)
 
 

@@ -77,7 +77,8 @@ def test_evaluation_takes_any_number_of_examples(dataset, mesh):
     for count in (1, 19, 23):
         images = dataset.test.images[:count]
         logits = predict_logits(trainer.task, state.variables, images, batch_size=20, mesh=mesh)
-        expected = trainer.task.model.apply({"params": jax.device_get(state.params)}, images.astype(np.float32) / 255)
+        inputs = trainer.task.preprocess(images)
+        expected = trainer.task.model.apply({"params": jax.device_get(state.params)}, inputs)
         np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 

@@ -38,10 +38,12 @@ class Network:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The model's name, and image shape and class names as JSON, for formats that can store metadata."""
+        """The model's name, and as JSON its image shape, preprocessing and class names, for formats with metadata."""
         return {
             "model": self.model,
             "image_shape": json.dumps(self.image_shape),
+            "mean": json.dumps(self.task.preprocess.mean),
+            "std": json.dumps(self.task.preprocess.std),
             "class_names": json.dumps(self.class_names),
         }
 

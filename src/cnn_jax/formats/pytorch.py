@@ -22,11 +22,12 @@ def to_bytes(network: Network) -> bytes:
 def load(path: Path, network: Network) -> Classifier:
     """Load the weights in a file into a NumPy implementation of the PyTorch network."""
     state_dict = load_file(path)
+    mean, std = np.float32(network.task.preprocess.mean), np.float32(network.task.preprocess.std)
 
     def probabilities(images: np.ndarray) -> np.ndarray:
         # One image at a time, so that only one is in memory as float32.
-        scaled = (image.transpose(2, 0, 1).astype(np.float32) / 255 for image in images)
-        logits = np.stack([forward(state_dict, image) for image in scaled])
+        inputs = ((image.astype(np.float32) / 255 - mean) / std for image in images)
+        logits = np.stack([forward(state_dict, image.transpose(2, 0, 1)) for image in inputs])
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return exponentials / exponentials.sum(axis=-1, keepdims=True)
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import math
 import os
 import re
 import shlex
@@ -209,10 +210,13 @@ def _train(
             save(progress, record.selection_accuracy)
             for call in on_record:
                 call(record)
+            if len(history) == min(2, config.epochs):  # an epoch may be a single step
+                _warn_if_untrained(record, trainer.steps_per_epoch, len(dataset.class_names))
             if reached_target(config, history):
                 break
         stop_if_requested(progress)
         score, logits = trainer.evaluate(progress.state, "test")
+        _warn_if_constant(logits, dataset)
         summary = directory.write_summary(config, history, score, compile_seconds, device_count=trainer.mesh.size)
         report = _report(config, history, trainer.steps_per_epoch, dataset, logits, summary) if outputs.report else {}
         for name, write in report.items():
@@ -247,6 +251,29 @@ def _report(
             summary=summary,
         ),
     }
+
+
+def _warn_if_untrained(record: EpochRecord, steps_per_epoch: int, num_classes: int) -> None:
+    """Warn if the training loss is that of predicting every class with the same probability, or higher."""
+    loss, chance = record.loss / steps_per_epoch, math.log(num_classes)
+    if loss > 0.99 * chance:
+        logger.warning(
+            "the network is not learning: the training loss is %.4f after epoch %d, and %.4f is that of guessing; try "
+            "a lower --learning-rate",
+            loss,
+            record.epoch,
+            chance,
+        )
+
+
+def _warn_if_constant(logits: np.ndarray, dataset: Dataset) -> None:
+    """Warn if the network predicts the same class for all test images, which are of several."""
+    predictions = np.unique(logits.argmax(axis=-1))
+    if len(predictions) == 1 and len(np.unique(dataset.test.labels)) > 1:
+        logger.warning(
+            "the network predicts %s for every test image: try a lower --learning-rate",
+            dataset.class_names[predictions[0]],
+        )
 
 
 def _check_usable(config: Config) -> None:
@@ -321,6 +348,7 @@ def _describe(config: Config, trainer: Trainer, dataset: Dataset) -> RunMetadata
         image_shape=dataset.image_shape,
         class_names=dataset.class_names,
         data_sha256=dataset.sha256,
+        preprocess=trainer.task.preprocess,
         dark_background=background.is_dark(dataset.train.images),
     )
 

@@ -12,10 +12,11 @@ import numpy as np
 from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.training.history import EpochRecord
-from cnn_jax.training.loop import Progress
+from cnn_jax.training.loop import Progress, create_task
 from cnn_jax.training.metrics import Metrics
+from cnn_jax.training.task import Normalize, Task
 
-FORMAT = 4
+FORMAT = 5
 """The version of the format of checkpoints."""
 
 _METRICS = {"loss": float, "num_correct": int, "num_examples": int, "first_nonfinite_step": int}
@@ -31,6 +32,7 @@ class RunMetadata:
         image_shape: ``(H, W, C)`` of the images.
         class_names: one name per logit.
         data_sha256: the checksum of the dataset.
+        preprocess: the conversion of images to the network's input.
         dark_background: whether nearly all training images are light on a dark background.
         history: a record for each finished epoch.
         epoch_seconds: training time of the epoch in progress.
@@ -42,6 +44,7 @@ class RunMetadata:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     data_sha256: str
+    preprocess: Normalize
     dark_background: bool
     history: tuple[EpochRecord, ...] = ()
     epoch_seconds: float = 0.0
@@ -53,12 +56,17 @@ class RunMetadata:
             self, history=tuple(history), epoch_seconds=progress.seconds, epoch_metrics=progress.metrics
         )
 
+    def create_task(self) -> Task:
+        """Create the task that the run was trained on."""
+        return create_task(self.config, len(self.class_names), self.preprocess)
+
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON, including the version of the format."""
         return {
             "format": FORMAT,
             **vars(self),
             "config": dataclasses.asdict(self.config),
+            "preprocess": dataclasses.asdict(self.preprocess),
             "history": [record.to_json() for record in self.history],
             "epoch_metrics": self.epoch_metrics.to_numbers(),
         }
@@ -86,6 +94,7 @@ class RunMetadata:
                 image_shape=_image_shape(values["image_shape"]),
                 class_names=tuple(_checked(name, str) for name in _checked(values["class_names"], list)),
                 data_sha256=_checked(values["data_sha256"], str),
+                preprocess=_preprocess(values["preprocess"], values["image_shape"][-1]),
                 dark_background=_checked(values["dark_background"], bool),
                 history=tuple(_record(record) for record in _checked(values["history"], list)),
                 epoch_seconds=_checked(values["epoch_seconds"], float),
@@ -112,6 +121,13 @@ def _checked(value: Any, kind: type) -> Any:
 def _image_shape(value: Any) -> tuple[int, int, int]:
     height, width, channels = (_checked(size, int) for size in _checked(value, list))
     return height, width, channels
+
+
+def _preprocess(value: Any, channels: int) -> Normalize:
+    mean, std = (tuple(_checked(number, float) for number in _checked(value[name], list)) for name in ("mean", "std"))
+    if {len(mean), len(std)} not in ({1}, {channels}) or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
+        raise ValueError(f"{reprlib.repr(value)} is not a mean and a standard deviation for each channel")
+    return Normalize(mean, std)
 
 
 def _record(value: Any) -> EpochRecord:

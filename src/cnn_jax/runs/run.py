@@ -23,7 +23,7 @@ from cnn_jax.runs.metadata import RunMetadata
 from cnn_jax.runs.workdir import Workdir
 from cnn_jax.training.evaluation import batch_size_for, predict_logits, score
 from cnn_jax.training.history import EpochRecord
-from cnn_jax.training.loop import abstract_state, create_task
+from cnn_jax.training.loop import abstract_state
 from cnn_jax.training.sharding import make_mesh
 from cnn_jax.training.state import TrainState
 from cnn_jax.training.task import Task
@@ -203,11 +203,11 @@ def load_run(workdir: str | Path, checkpoint: Which = "newest") -> Run:
 
     def target(values: dict[str, Any]) -> TrainState:
         metadata = RunMetadata.from_json(values, directory.path)
-        return abstract_state(create_task(metadata.config, len(metadata.class_names)), metadata.image_shape)
+        return abstract_state(metadata.create_task(), metadata.image_shape)
 
     state, values = restore(directory.checkpoints, target, checkpoint)
     metadata = RunMetadata.from_json(values, directory.path)
-    return Run.of(directory, metadata, create_task(metadata.config, len(metadata.class_names)), state)
+    return Run.of(directory, metadata, metadata.create_task(), state)
 
 
 def load_config(workdir: str | Path) -> Config:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
+from cnn_jax.data.statistics import mean_and_std
 from cnn_jax.errors import CnnJaxError
 from cnn_jax.models import create_model
 from cnn_jax.training.evaluation import Score, predict_logits, score
@@ -22,7 +23,7 @@ from cnn_jax.training.optimizer import Adam
 from cnn_jax.training.sharding import AXIS, REPLICATED, data_parallel, make_mesh, replicate
 from cnn_jax.training.state import TrainState
 from cnn_jax.training.step import train_step
-from cnn_jax.training.task import Task
+from cnn_jax.training.task import SCALE, Normalize, Task
 
 
 @partial(jax.jit, static_argnames=("task", "mesh"), donate_argnames="state")
@@ -71,13 +72,23 @@ def abstract_state(task: Task, image_shape: tuple[int, int, int]) -> TrainState:
     return jax.eval_shape(partial(task.init, image_shape=image_shape), jax.random.key(0))
 
 
-def create_task(config: Config, num_classes: int) -> Task:
+def create_task(config: Config, num_classes: int, preprocess: Normalize = SCALE) -> Task:
     """Create the task that a config describes.
+
+    Args:
+        config: the settings.
+        num_classes: number of logits.
+        preprocess: the result of ``create_preprocess``.
 
     Raises:
         UsageError: unknown model.
     """
-    return Task(create_model(config.model, num_classes), Adam(config.learning_rate))
+    return Task(create_model(config.model, num_classes), Adam(config.learning_rate), preprocess=preprocess)
+
+
+def create_preprocess(config: Config, dataset: Dataset) -> Normalize:
+    """Create the preprocessing that a config describes; the training split determines its mean and std."""
+    return Normalize(*mean_and_std(dataset.train.images)) if config.normalize else SCALE
 
 
 class ChunkReport(NamedTuple):
@@ -149,7 +160,7 @@ class Trainer:
         self._config = config
         self._dataset = dataset
         self.mesh = make_mesh(devices)
-        self.task = create_task(config, len(dataset.class_names)) if task is None else task
+        self.task = task or create_task(config, len(dataset.class_names), create_preprocess(config, dataset))
         self._batch_size = min(config.batch_size, len(dataset.train))  # the rest would be padding
         self._source = ArraySource(
             dataset.train,

@@ -13,9 +13,31 @@ from cnn_jax.training.optimizer import Optimizer
 from cnn_jax.training.state import Params, TrainState, Variables
 
 
-def scale(images: jax.Array) -> jax.Array:
-    """Scale uint8 images to float32 in [0, 1], like torchvision's ``ToTensor``."""
-    return images.astype(jnp.float32) / 255
+@dataclass(frozen=True)
+class Normalize:
+    """Scales uint8 images ``[..., C]`` to float32 in [0, 1], then standardizes each channel.
+
+    This is torchvision's ``ToTensor`` and ``Normalize``. By default it only scales.
+
+    Attributes:
+        mean: subtracted from each channel.
+        std: divides each channel after that.
+    """
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Convert images."""
+        scaled = images.astype(jnp.float32) / 255
+        if self == SCALE:  # the lesson's numbers, without another rounding error
+            return scaled
+        mean, std = (jnp.broadcast_to(jnp.float32(values), scaled.shape) for values in (self.mean, self.std))
+        return (scaled - mean) / std
+
+
+SCALE = Normalize()
+"""The lesson's preprocessing: no standardization."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +57,7 @@ class Task:
     model: nn.Module
     optimizer: Optimizer
     loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy
-    preprocess: Callable[[jax.Array], jax.Array] = scale
+    preprocess: Normalize = SCALE
     augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     average_decay: float | None = None
 
