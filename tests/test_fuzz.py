@@ -1,4 +1,4 @@
-"""What the readers do with files that are damaged, lie or mean harm; fuzzing.py makes the files."""
+"""Damaged, false and hostile files, which fuzzing.py makes, are read or refused."""
 
 import dataclasses
 import importlib.util
@@ -40,19 +40,15 @@ def readers(tmp_path_factory):
     return fuzz.readers(tmp_path_factory.mktemp("fuzz"))
 
 
+EXAMPLES = {"images": 300, "labels": 300, "pictures": 300, "weights": 300, "config": 300, "run": 200, "resume": 100}
+
+
 @pytest.mark.parametrize(
     ("name", "examples"),
-    [
-        ("images", 300),
-        ("labels", 300),
-        ("pictures", 300),
-        ("weights", 300),
-        ("config", 300),
-        ("run", 200),
-        ("resume", 100),
-    ],
+    [(name, count // 5) for name, count in EXAMPLES.items()]
+    + [pytest.param(name, count, marks=pytest.mark.slow) for name, count in EXAMPLES.items()],
 )
-def test_what_is_not_read_is_refused(readers, name, examples):
+def test_files_are_read_or_refused(readers, name, examples):
     tally = fuzz.Tally()
     fuzz.fuzz(readers[name], examples, tally, derandomize=True)
     assert tally.succeeded + tally.refused >= examples
@@ -60,7 +56,7 @@ def test_what_is_not_read_is_refused(readers, name, examples):
     assert tally.refused > 0
 
 
-def test_another_outcome_is_found_and_its_input_kept():
+def test_other_exceptions_are_raised_and_their_input_is_kept():
     def read(directory):
         if b"\xff" in (directory / "file").read_bytes():
             raise KeyError("a bug")
@@ -74,7 +70,7 @@ def test_another_outcome_is_found_and_its_input_kept():
 @pytest.mark.parametrize(
     ("message", "wrong"), [("two\nlines", "two"), ("\x1b[31mred", "red"), ("x" * 1000, "1000 characters")]
 )
-def test_a_message_of_many_lines_or_characters_is_found(message, wrong):
+def test_messages_of_many_lines_or_characters_are_found(message, wrong):
     class UnescapedError(CnnJaxError):
         def __str__(self):
             return message
@@ -182,7 +178,7 @@ FOREIGN = "were not written by this package"
         ({"epoch_metrics": METRICS | {"loss": [1.0, 2.0]}}, FOREIGN),
     ],
 )
-def test_meta_that_lies_is_refused(workdir, checkpoint, values, message):
+def test_false_metadata_is_refused(workdir, checkpoint, values, message):
     alter(checkpoint, "meta/metadata", **values)
     with pytest.raises(CnnJaxError, match=message):
         fuzz.read_run(workdir)
@@ -192,13 +188,13 @@ def test_meta_that_lies_is_refused(workdir, checkpoint, values, message):
 
 
 @pytest.mark.parametrize("history", [[], [RECORD, RECORD], [RECORD | {"step": 3}], [RECORD | {"epoch": 1}]])
-def test_a_history_that_does_not_lead_to_the_step_is_refused(workdir, checkpoint, history):
+def test_history_that_does_not_lead_to_the_step_is_refused(workdir, checkpoint, history):
     alter(checkpoint, "meta/metadata", history=history)
     with pytest.raises(CnnJaxError, match="do not have 2 steps"):
         fuzz.resume_run(workdir)
 
 
-def test_a_checkpoint_named_by_another_step_is_refused(workdir, checkpoint):
+def test_checkpoint_named_after_another_step_is_refused(workdir, checkpoint):
     checkpoint.rename(checkpoint.with_name("2147483647"))
     for read in (fuzz.read_run, fuzz.resume_run):
         with pytest.raises(CnnJaxError, match="contains the state of another step"):
@@ -208,7 +204,7 @@ def test_a_checkpoint_named_by_another_step_is_refused(workdir, checkpoint):
 @pytest.mark.parametrize(
     "changes", [{"chunks": [2**29]}, {"shape": [2**29], "chunks": [2**29]}, {"dtype": "<f8"}, {"shape": [5]}]
 )
-def test_arrays_that_lie_are_refused_before_memory_is_taken(workdir, checkpoint, changes):
+def test_false_array_metadata_is_refused_before_allocating(workdir, checkpoint, changes):
     key = b"params.conv1.bias"
     header = json.loads(fuzz.ocdbt(checkpoint).read(key + b"/.zarray").result().value)
     entries = {key + b"/.zarray": json.dumps(header | changes).encode(), key + b"/0": fuzz.zstd(2**31)}
@@ -222,14 +218,14 @@ def test_arrays_that_lie_are_refused_before_memory_is_taken(workdir, checkpoint,
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}"])
-def test_metrics_of_orbax_that_are_none_are_one_error(workdir, checkpoint, content):
+def test_invalid_metrics_of_orbax_are_an_error(workdir, checkpoint, content):
     (checkpoint / "metrics" / "metrics").write_text(content)
     fuzz.write_sums(checkpoint)
     with pytest.raises(CnnJaxError, match="cannot write a checkpoint to"):
         fuzz.resume_run(workdir)
 
 
-def test_classes_are_named_in_one_line(workdir, checkpoint):
+def test_class_names_stay_on_one_line(workdir, checkpoint):
     alter(checkpoint, "meta/metadata", class_names=["a\nb", "x" * 5000, "c"])
     split = Split(np.zeros((1, 16, 16, 1), np.uint8), np.zeros(1, np.int32))
     with pytest.raises(UsageError, match=r"classes \(a\\nb, x+\.\.\.x+, c, \.\.\.\), and other has"):
