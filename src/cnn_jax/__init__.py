@@ -7,6 +7,8 @@ from cnn_jax.errors import CnnJaxError, UsageError
 
 __all__ = ["CnnJaxError", "Config", "Dataset", "Run", "UsageError", "fit", "load_data", "load_run", "resume"]
 
+__version__ = "0.1.0"
+
 # jax takes a second to import, and numpy a tenth; a command that prints its help does not need them.
 _IMPORTED_LATER = {
     "Dataset": ("cnn_jax.data", "Dataset"),

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any, NoReturn, Self, TypeVar
 
+from cnn_jax import __version__
 from cnn_jax.errors import CnnJaxError, UsageError, printable, suggest
 from cnn_jax.files import private_directory, remove_own_temporaries, user_cache
 from cnn_jax.settings import InvalidSettingError, type_and_meta
@@ -115,6 +116,7 @@ class _Say(logging.Handler):
 def _log_to_stderr() -> None:
     logger = logging.getLogger("cnn_jax")
     logger.handlers = [_Say()]
+    logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
@@ -254,6 +256,7 @@ def parse(
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"cnn_jax {__version__}")
     hints = typing.get_type_hints(flags, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(flags)}
     known: list[str] = []
@@ -269,7 +272,7 @@ def parse(
     dashed = [_flag(arg) if arg.startswith("--") else arg for arg in args[:end]]
     given, unknown = parser.parse_known_intermixed_args([*dashed, *args[end:]])
     if unknown:
-        parser.error(f"unknown argument {unknown[0]!r}{suggest(unknown[0], known)}")
+        parser.error(f"unknown argument {unknown[0]!r}{_suggest_argument(unknown[0], known)}")
     values = {**defaults, **vars(given)}
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in values:  # argparse would name it before unknown flags
@@ -278,6 +281,15 @@ def parse(
         return flags(**values)
     except InvalidSettingError as error:
         parser.error(f"{_flag(error.name)} {error.problem}")
+
+
+def _suggest_argument(given: str, known: Sequence[str]) -> str:
+    """The end of an error message: a similar flag, one with these initials (``--lr``), or a path as a dataset."""
+    if "--dataset" in known and not given.startswith("-") and Path(given).is_dir():
+        return f"; did you mean '--dataset folder:{given}'?"
+    initials = {"".join(word[0] for word in flag[2:].split("-")): flag for flag in known if flag.count("-") > 2}
+    name, _, _ = given.partition("=")
+    return suggest(initials.get(name.strip("-"), name), known)
 
 
 class _Parser(argparse.ArgumentParser):

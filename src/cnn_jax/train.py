@@ -53,6 +53,8 @@ def main(args: Sequence[str]) -> int:
         except StoppedError as stopped:
             cli.say(stopped)
             return signals.exit_status
+    best = max(run.history, key=lambda record: (record.selection_accuracy, record.epoch))
+    cli.say(f"best epoch: {best.epoch} with an accuracy of {best.selection_accuracy:.4f}; see report.html")
     cli.say(f"run directory: {run.workdir}")
     if config.target_accuracy is not None and not reached_target(config, run.history):
         cli.say(f"the accuracy did not reach {config.target_accuracy} in {config.epochs} epochs")

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import sys
 from typing import Self
 
@@ -56,7 +57,8 @@ class EpochPrinter:
         """Print the line of an epoch."""
         self._remove_bar()
         try:
-            print(record, flush=True)
+            columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+            print(record.line(columns), flush=True)
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise

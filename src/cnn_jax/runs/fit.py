@@ -24,7 +24,8 @@ from cnn_jax.files import expanded
 from cnn_jax.report import page, plots, tensorboard
 from cnn_jax.runs.checkpoint import CheckpointWriter, holds_only_a_start, newest_metadata, restore
 from cnn_jax.runs.metadata import RunMetadata
-from cnn_jax.runs.run import Run, load_config
+from cnn_jax.runs.run import Run, count_parameters, load_config
+from cnn_jax.runs.summary import summarize
 from cnn_jax.runs.workdir import CONFIG, Workdir
 from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import ChunkReport, Progress, Trainer
@@ -198,6 +199,7 @@ def _train(
 
         save(progress)
         checkpoints.wait()
+        logger.info(_first_line(trainer, dataset, config.model))
         directory.write_history(history)
         on_record = [directory.append_history, outputs.on_epoch]
         if config.tensorboard:
@@ -217,7 +219,16 @@ def _train(
         stop_if_requested(progress)
         score, logits = trainer.evaluate(progress.state, "test")
         _warn_if_constant(logits, dataset)
-        summary = directory.write_summary(config, history, score, compile_seconds, device_count=trainer.mesh.size)
+        summary = summarize(
+            config,
+            history,
+            dataset,
+            num_parameters=count_parameters(progress.state.params),
+            test_score=score,
+            compile_seconds=compile_seconds,
+            devices=trainer.mesh.devices.ravel().tolist(),
+        )
+        directory.write_summary(summary)
         report = _report(config, history, trainer.steps_per_epoch, dataset, logits, summary) if outputs.report else {}
         for name, write in report.items():
             stop_if_requested(progress)
@@ -226,6 +237,18 @@ def _train(
         stop_if_requested(progress)
     state = jax.device_put(progress.state, jax.devices()[0])  # on one device, as load_run returns it
     return Run.of(directory, dataclasses.replace(metadata, history=tuple(history)), trainer.task, state)
+
+
+def _first_line(trainer: Trainer, dataset: Dataset, model: str) -> str:
+    """What is trained, on what data and devices."""
+    counts = " and ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
+    shape, params = "x".join(map(str, dataset.image_shape)), jax.tree.leaves(trainer.abstract_state.params)
+    devices = trainer.mesh.devices.flat
+    devices = f"{len(devices)} {devices[0].platform.upper()} device{'s' if len(devices) > 1 else ''}"
+    return (
+        f"{dataset.name}: {counts} images of {shape} in {len(dataset.class_names)} classes; {model}: "
+        f"{sum(leaf.size for leaf in params):,} parameters; {devices}"
+    )
 
 
 def _report(
@@ -248,6 +271,7 @@ def _report(
             steps_per_epoch=steps_per_epoch,
             dataset=dataset,
             logits=logits,
+            num_parameters=summary["num_parameters"],
             summary=summary,
         ),
     }

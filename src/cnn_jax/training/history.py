@@ -53,12 +53,22 @@ class EpochRecord:
         """Convert from the result of ``to_json``."""
         return cls(**{"test_loss": None, "test_accuracy": None, **values})
 
-    def __str__(self) -> str:
+    def line(self, width: int | None = None) -> str:
+        """The line that the command prints, without the last fields if it would be longer than ``width`` columns."""
         split, accuracy, loss = ("test", self.test_accuracy, self.test_loss)
         if self.validation_accuracy is not None:
             split, accuracy, loss = ("validation", self.validation_accuracy, self.validation_loss)
-        return (
-            f"epoch: {self.epoch} total_correct: {self.total_correct} loss: {self.loss:.2f} "
-            f"{split}_accuracy: {accuracy:.4f} {split}_loss: {loss:.4f} "
-            f"seconds: {self.seconds:.2f} images_per_second: {self.images_per_second:.0f}"
-        )
+        line = f"epoch: {self.epoch} total_correct: {self.total_correct} loss: {self.loss:.2f}"
+        for field in (
+            f" {split}_accuracy: {accuracy:.4f}",
+            f" {split}_loss: {loss:.4f}",
+            f" seconds: {self.seconds:.2f}",
+            f" images_per_second: {self.images_per_second:.0f}",
+        ):
+            if width is not None and len(line + field) > width:
+                break
+            line += field
+        return line
+
+    def __str__(self) -> str:
+        return self.line()

@@ -1,0 +1,58 @@
+"""``python -m cnn_jax``, and what the parser of every command suggests."""
+
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import cnn_jax
+from cnn_jax import __main__, train
+from cnn_jax.errors import UsageError
+
+
+def test_it_lists_the_commands(capsys):
+    assert __main__._run([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == list(__main__.COMMANDS)
+    assert max(map(len, lines)) <= 80
+
+
+def test_it_runs_a_command(capsys, tmp_path):
+    with pytest.raises(UsageError, match=f"{tmp_path} is not a run directory"):
+        __main__._run(["evaluate", str(tmp_path)])
+
+
+def test_an_unknown_command_is_an_error():
+    with pytest.raises(UsageError, match=r"unknown command 'trian'; did you mean 'train'\?; commands: train, evaluate"):
+        __main__._run(["trian"])
+
+
+def test_the_console_script_and_every_command_print_the_version():
+    script = Path(sys.executable).with_name("cnn-jax")
+    for words in ([script], [script, "train"], [sys.executable, "-m", "cnn_jax.predict"]):
+        done = subprocess.run([*words, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout == f"cnn_jax {cnn_jax.__version__}\n"
+    assert metadata.version("cnn_jax") == cnn_jax.__version__
+
+
+@pytest.mark.parametrize(
+    ("argument", "suggestion"),
+    [
+        ("--lr", "--learning-rate"),
+        ("--bs=5", "--batch-size"),
+        ("--epoch", "--epochs"),
+        ("photos", "--dataset folder:photos"),
+    ],
+)
+def test_arguments_are_suggested(argument, suggestion, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    with pytest.raises(UsageError, match=f"unknown argument '{argument}'; did you mean '{suggestion}'"):
+        train.parse([argument])
+
+
+def test_nothing_is_suggested_for_what_is_like_no_flag():
+    with pytest.raises(UsageError, match="unknown argument '--xyzzy'; see"):
+        train.parse(["--xyzzy"])
