@@ -24,6 +24,7 @@ from cnn_jax.settings import (
     Size,
     Switch,
     TargetAccuracy,
+    choice,
     setting,
     show,
 )
@@ -52,6 +53,11 @@ class DataConfig(Settings):
         "resize the images of folder:PATH (default: their own size, if all have the same)",
         default=None,
         metavar=("HEIGHT", "WIDTH"),
+    )
+    fit: choice("pad", "crop", "stretch") = setting(
+        "how images of another aspect ratio are resized: pad adds a border in their background color, crop cuts off "
+        "their edges, stretch distorts them; predict does the same",
+        default="pad",
     )
     channels: Channels | None = setting(
         "read the images of folder:PATH as grayscale (1) or color (3) (default: color if any image is)", default=None

@@ -33,7 +33,8 @@ Invert = choice("auto", "yes", "no")
 class PredictFlags(Settings):
     """Classify images, printing one line per image with the most probable classes and their probabilities.
 
-    The images are converted like the training images: same size, same color channels, values from 0 to 1.
+    The images are converted like the training images: to the same size, with the run's --fit, and to the same color
+    channels.
     """
 
     run: FilePath = setting("the run directory", metavar="RUN", positional=True)

@@ -225,12 +225,6 @@ def test_quiet():
         warnings.warn("not suppressed", stacklevel=1)
 
 
-def test_aspect_ratio_is_not_kept():
-    content = encoded(np.repeat(np.array([[0, 255]], np.uint8), [60, 20], axis=1).repeat(10, axis=0))
-    pixels = read(content, (40, 8), 1)[..., 0]
-    np.testing.assert_allclose(pixels, np.broadcast_to([0, 0, 0, 0, 0, 0, 255, 255], (40, 8)), atol=20)
-
-
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_antialiasing(form):
     board = np.indices((64, 64)).sum(axis=0) % 2 * np.uint8(255)

@@ -20,8 +20,18 @@ def is_light(image: np.ndarray) -> bool:
     return bool(_border_brightness(image[np.newaxis])[0] >= LIGHT)
 
 
+def color(image: np.ndarray) -> np.ndarray:
+    """The background color of an image ``[H, W, C]``, uint8 ``[C]``: the median of its border in each channel."""
+    return np.median(_border(image[np.newaxis])[0], axis=0).astype(np.uint8)
+
+
 def _border_brightness(images: np.ndarray) -> np.ndarray:
-    """The median of the outermost pixels of each image, whatever objects cover less than half of the border."""
+    """The median of the border of each image, whatever objects cover less than half of it."""
+    return np.median(_border(images), axis=(1, 2))
+
+
+def _border(images: np.ndarray) -> np.ndarray:
+    """The outermost pixels of each image, ``[N, P, C]``."""
     inner = np.zeros(images.shape[1:3], bool)
     inner[1:-1, 1:-1] = True
-    return np.median(images[:, ~inner], axis=(1, 2))
+    return images[:, ~inner]

@@ -21,7 +21,7 @@ from cnn_jax.errors import UsageError
 from cnn_jax.files import expanded, user_cache
 
 SETTINGS = ("image_size", "channels", "skip_unreadable")
-"""Fields of the config that apply to folders only."""
+"""Fields of the config that apply to folders only. ``fit`` applies to prediction with any dataset too."""
 
 SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 """Names of the folder of each split."""
@@ -54,7 +54,7 @@ def load(path: str, config: Config) -> Dataset:
 
     Args:
         path: the folder.
-        config: ``SETTINGS``, ``validation_fraction`` and ``split_seed`` are used.
+        config: ``SETTINGS``, ``fit``, ``validation_fraction`` and ``split_seed`` are used.
 
     Returns:
         images uint8 ``[N, H, W, C]``, read-only, all splits in one array that is mapped from the cache, or in memory if
@@ -118,7 +118,8 @@ def _root(path: str) -> Path:
 def _cache(config: Config) -> ImageCache:
     import PIL
 
-    settings = (CACHE_FORMAT, PIL.__version__, config.image_size, config.channels)
+    fit = config.image_size and config.fit  # it does not matter without a size
+    settings = (CACHE_FORMAT, PIL.__version__, config.image_size, fit, config.channels)
     return ImageCache(user_cache() / "folders", settings)
 
 
@@ -257,7 +258,7 @@ def _decoded(
             digest = hashlib.sha256(file.getvalue()).digest()
             image = cache.find(digest)
             if image is None:
-                image = read_image(file, config.image_size, config.channels)
+                image = read_image(file, config.image_size, config.channels, config.fit)
                 cache.add(digest, image)
         return digest, image.shape
 

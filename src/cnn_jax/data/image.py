@@ -8,16 +8,20 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 
 from cnn_jax import files
+from cnn_jax.data import background
 from cnn_jax.data.memory import MemoryBudget
 from cnn_jax.errors import UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Fit = Literal["pad", "crop", "stretch"]
+"""How an image of another aspect ratio is brought to a size."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 """Pillow's names of the formats that are decoded; its other decoders are never tried."""
@@ -50,17 +54,22 @@ ORIENTATION = 0x0112
 """EXIF tag (CIPA DC-008) of the rotation and reflection to apply before showing an image."""
 
 
-def read_image(source: Path | IO[bytes], size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
+def read_image(
+    source: Path | IO[bytes], size: tuple[int, int] | None, channels: int | None, fit: Fit = "pad"
+) -> np.ndarray:
     """Decode an image and resize it.
 
     The EXIF orientation is applied, transparency is composited on white, 16 bits are reduced to the upper 8, and the
-    first frame of an animation is used. The image is resized without keeping the aspect ratio, with an antialiasing
-    filter; an image that already has the size keeps its pixels unchanged. Use ``quiet`` to suppress Pillow's warnings.
+    first frame of an animation is used. The image is resized with an antialiasing filter; an image that already has
+    the size keeps its pixels unchanged. Use ``quiet`` to suppress Pillow's warnings.
 
     Args:
         source: a PNG, JPEG, WebP or BMP file, recognised by its content; or such a file opened for reading bytes.
         size: height and width, or None to keep the image's own.
         channels: 1 for grey, 3 for red, green and blue, or None to keep colour files in colour and grey ones in grey.
+        fit: ``"pad"`` resizes the image to fit inside the size and centers it on its own background color, the median
+            of its border; ``"crop"`` resizes it to cover the size and keeps the center; ``"stretch"`` changes its
+            aspect ratio.
 
     Returns:
         uint8 ``[H, W, channels]``.
@@ -71,15 +80,21 @@ def read_image(source: Path | IO[bytes], size: tuple[int, int] | None, channels:
     # The traceback of an error refers to the images, whose memory is released with the error. A new one is raised.
     with contextlib.ExitStack() as memory:
         try:
-            return _decoded(source, size, channels, memory)
+            pixels = _decoded(source, size, channels, fit, memory)
+            return _padded(pixels, size) if size else pixels
         except UsageError as error:
             message = str(error)
     raise UsageError(message)
 
 
 def _decoded(
-    source: Path | IO[bytes], size: tuple[int, int] | None, channels: int | None, memory: contextlib.ExitStack
+    source: Path | IO[bytes],
+    size: tuple[int, int] | None,
+    channels: int | None,
+    fit: Fit,
+    memory: contextlib.ExitStack,
 ) -> np.ndarray:
+    """The image at a size, or inside it if ``fit`` is ``"pad"``."""
     from PIL import Image
 
     Image.core.set_block_size(BLOCK_BYTES)
@@ -94,10 +109,10 @@ def _decoded(
         image.load()
         orientation = _orientation(image)
         transposed = orientation > 4
-        columns, rows = image.size if size is None else size if transposed else reversed(size)
         opaque = _on_white(image).convert("L" if channels == 1 else "RGB")
-        pixels = np.asarray(opaque.resize((columns, rows), Image.Resampling.BICUBIC))
-    pixels = pixels.reshape(rows, columns, channels)
+        if size:
+            opaque = _resized(opaque, size if transposed else size[::-1], fit)
+        pixels = np.asarray(opaque).reshape(opaque.height, opaque.width, channels)
     if transposed:
         pixels = pixels.swapaxes(0, 1)
     # 1 and 5: unchanged; 2 and 6: columns reversed; 3 and 7: both; 4 and 8: rows reversed.
@@ -160,6 +175,30 @@ def _opened_image(source: Path | IO[bytes]) -> Iterator["Image.Image"]:
         except Exception as error:  # decoders raise errors of their own and Python's
             reason = textwrap.shorten(str(error), 100) or type(error).__name__
             raise UsageError(f"{name} cannot be decoded: {reason}") from None
+
+
+def _resized(image: "Image.Image", size: tuple[int, int], fit: Fit) -> "Image.Image":
+    """The image resized to cover a width and height, to fit inside them, or to have them in any case."""
+    from PIL import Image, ImageOps
+
+    if fit == "crop":
+        return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+    if fit == "pad":  # Pillow's ImageOps.contain would round the side of a narrow image to 0
+        width, height = image.width / image.height * size[1], image.height / image.width * size[0]
+        size = (min(size[0], max(1, round(width))), min(size[1], max(1, round(height))))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _padded(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The image ``[h, w, C]`` in the center of one of a height and width, on its own background color."""
+    height, width, channels = pixels.shape
+    if (height, width) == size:
+        return pixels
+    top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
+    padded = np.empty((*size, channels), np.uint8)
+    padded[:] = background.color(pixels)
+    padded[top : top + height, left : left + width] = pixels
+    return padded
 
 
 def _coefficient_bytes(image: "Image.Image") -> int:

@@ -113,7 +113,8 @@ class Run:
         """Read an image file and convert it to the network's input.
 
         Args:
-            file: PNG, JPEG, WebP or BMP; converted to the size and color channels of the training images.
+            file: PNG, JPEG, WebP or BMP; resized as ``config.fit`` says and converted to the color channels of the
+                training images.
             invert: whether to invert light and dark; ``"auto"`` does so for an image on a light background if the
                 training images had a dark one.
 
@@ -126,7 +127,7 @@ class Run:
         if invert not in get_args(Invert):
             raise UsageError(f"invert must be one of {', '.join(get_args(Invert))}, not {invert!r}")
         height, width, channels = self.image_shape
-        image = read_image(Path(file), (height, width), channels)
+        image = read_image(Path(file), (height, width), channels, self.config.fit)
         inverted = self.dark_background and background.is_light(image) if invert == "auto" else invert == "yes"
         return 255 - image if inverted else image
 
