@@ -24,11 +24,12 @@ from cnn_jax.training.history import EpochRecord
 
 STEPS_PER_EPOCH = 15
 SUMMARY = {
-    "test_loss": 0.425,
-    "train_seconds": 12.5,
     "compile_seconds": 3.25,
+    "date": "2026-11-24T10:38:15+01:00",
     "backend": "cpu",
+    "device": "AMD EPYC 7B13",
     "device_count": 2,
+    "cpu_count": 8,
     "versions": {"python": "3.11.7", "jax": "0.10.2", "jaxlib": "0.10.1", "flax": "0.12.8", "optax": "0.2.9"},
 }
 VOID = {"meta", "link", "img", "br"}
@@ -69,6 +70,8 @@ def make_run(num_classes=3, num_examples=60, image_shape=(8, 8, 1), num_epochs=4
         "steps_per_epoch": STEPS_PER_EPOCH,
         "dataset": Dataset(config.dataset, split, split, names or tuple(f"class {n}" for n in range(num_classes))),
         "logits": logits,
+        "test_loss": 0.425,
+        "num_parameters": 1_663_370,
         "summary": SUMMARY,
     }
 
@@ -258,29 +261,65 @@ def test_settings_other_than_the_default_are_bold(page):
     assert changed == {"dataset": "squares", "image_size": "28 20", "shuffle": "off"}
 
 
-def test_data_speed_and_versions(page):
-    details = section(page(RUNS["ordinary"]), "details")
-    data, speed, versions = (dict(table.rows()) for table in details.all("table")[1:])
-    assert data == {
-        "Train images": "60",
-        "Test images": "60",
-        "Image size": "8 \N{MULTIPLICATION SIGN} 8 \N{MULTIPLICATION SIGN} 1",
-        "Classes": "3",
-    }
-    assert speed == {
-        "Device": "2 \N{MULTIPLICATION SIGN} CPU",
-        "Median epoch": "0.62 s",
-        "Images per second": "1,667",
-        "Training, all epochs": "12.50 s",
-        "Compilation": "3.25 s",
-    }
-    assert versions == SUMMARY["versions"]
+def details(root):
+    """The tables of the last section by caption, without the settings."""
+    tables = section(root, "details").all("table")[1:]
+    return {table.all("caption")[0].text: dict(table.rows()) for table in tables}
 
 
-def test_validation_images_and_parameters_are_listed_if_known(page):
-    root = page(RUNS["validation"] | {"num_parameters": 1_663_370})
-    data = dict(section(root, "details").all("table")[1].rows())
-    assert (data["Validation images"], data["Parameters"]) == ("7", "1,663,370")
+def test_data_hardware_and_versions(page):
+    assert details(page(RUNS["ordinary"])) == {
+        "Data and model": {
+            "Train images": "60",
+            "Test images": "60",
+            "Image size": "8 \N{MULTIPLICATION SIGN} 8 pixels",
+            "Channels": "1 (grayscale)",
+            "Classes": "3",
+            "Parameters": "1,663,370",
+        },
+        "Hardware and speed": {
+            "Device": "CPU: AMD EPYC 7B13",
+            "Number of devices": "2",
+            "CPU cores": "8",
+            "Training, all epochs": "2.50 s",
+            "Median epoch": "0.62 s",
+            "Images per second": "1,667",
+            "Compilation": "3.25 s",
+        },
+        "Versions": SUMMARY["versions"],
+    }
+
+
+def test_size_of_the_splits_and_of_color_images(page):
+    data = details(page(RUNS["validation"]))["Data and model"]
+    assert [data[f"{name} images"] for name in ("Train", "Validation", "Test")] == ["60", "7", "60"]
+    data = details(page(RUNS["two classes in colour"]))["Data and model"]
+    assert (data["Image size"], data["Channels"]) == ("40 \N{MULTIPLICATION SIGN} 60 pixels", "3 (color)")
+
+
+def test_date_parameters_and_duration_at_the_top(page):
+    history = [dataclasses.replace(record, seconds=3100.0) for record in make_history(4)]
+    root = page(make_run() | {"history": history})
+    assert root.all("p")[0].text == "cnn_jax training report, 2026-11-24 10:38 UTC+01:00"
+    assert [value.text for value in root.all("dd")[2:4]] == ["1,663,370", "3 h 26 min"]
+    speed = details(root)["Hardware and speed"]
+    assert (speed["Training, all epochs"], speed["Median epoch"]) == ("3 h 26 min", "51 min 40 s")
+
+
+def test_what_is_not_known_is_left_out(page):
+    """A network evaluated later, after less than an epoch, on another dataset than it was trained on."""
+    run = make_run() | {"history": [], "summary": None}
+    root = page(run | {"dataset": dataclasses.replace(run["dataset"], name="circles")})
+    assert root.all("title")[0].text == "circles, cnn: test accuracy 0.8000"
+    assert root.all("p")[0].text == "cnn_jax training report"
+    text = "correctly classifies 48 of 60 test images of another dataset, circles."
+    assert text in " ".join(root.all("p")[1].text.split())
+    assert not root.all("svg", role="img")
+    assert details(root).keys() == {"Data and model"}
+    assert "Train images" not in details(root)["Data and model"]
+    head, first, *_ = section(root, "classes").rows()
+    assert [cell for cell in head if "images" in cell] == ["Test images"]
+    assert len(first) == len(head)
 
 
 def test_the_matrix_has_every_name_and_count(saved):
@@ -485,6 +524,25 @@ def test_metrics_of_every_epoch(page):
     assert [row[0] for row in rows[1:]] == ["0", "1", "2", "3"]
 
 
+def test_a_split_has_its_color_in_the_tables_too(page):
+    root = page(RUNS["validation"])
+    for name, colors in (
+        ("curves", {"Train loss": "train", "Validation accuracy": "validation"}),
+        ("classes", {"Train images": "train", "Test images": "test"}),
+    ):
+        heads = {head.text: head.attributes.get("class") for head in section(root, name).all("th", scope="col")}
+        for text, color in colors.items():
+            assert heads[text] == f"figure {color}"
+    (style,) = root.all("style")
+    for split in ("train", "validation", "test"):
+        assert f".figures .{split} {{ color: var(--{split}); }}" in style.text
+
+
+def test_axes_of_the_matrix_are_labelled(page):
+    head = section(page(RUNS["ordinary"]), "confusion").all("table")[0].rows()[0]
+    assert head[0].split() == ["true", "\N{DOWNWARDS ARROW}", "predicted", "\N{RIGHTWARDS ARROW}"]
+
+
 def test_no_matrix_of_more_than_a_hundred_classes(page):
     root = page(make_run(101, 400))
     assert [table.attributes["class"] for table in section(root, "confusion").all("table")] == ["figures"]
@@ -513,7 +571,7 @@ def test_names_are_escaped(tmp_path):
 
 def test_many_classes_and_wide_tables_have_a_scroll_hint(page):
     root = page(make_run(60, 400))
-    assert "Scroll sideways to see all 60 columns." in section(root, "confusion").text
+    assert "Scroll sideways and down to see all 60 columns." in section(root, "confusion").text
     assert "Scroll" not in section(page(make_run(3)), "confusion").text
 
 

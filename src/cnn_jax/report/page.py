@@ -3,6 +3,7 @@
 import base64
 import bisect
 import dataclasses
+import datetime
 import functools
 import io
 import itertools
@@ -16,7 +17,7 @@ import numpy as np
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
 from cnn_jax.report.plots import COLORS, METRICS, curves_svg
-from cnn_jax.report.tables import format_metric, metrics_by_split, most_confused
+from cnn_jax.report.tables import best_epoch, format_metric, metrics_by_split, most_confused
 from cnn_jax.training.history import EpochRecord
 
 MAX_CLASSES = 100
@@ -52,20 +53,24 @@ def save_page(
     steps_per_epoch: int,
     dataset: Dataset,
     logits: np.ndarray,
-    summary: Mapping[str, Any],
-    num_parameters: int | None = None,
+    test_loss: float,
+    num_parameters: int,
+    summary: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the report of a run as an HTML file without scripts or external resources.
 
     Args:
         path: the file to write.
         config: the settings of the run.
-        history: at least one epoch.
+        history: the epochs so far; without any, no curves and speeds are shown.
         steps_per_epoch: the number of steps to average the training loss over.
-        dataset: the data that the network was trained and tested on.
+        dataset: the data that the network was tested on, with the network's classes. If it has another name than
+            ``config.dataset``, its training examples are not mentioned.
         logits: float ``[N, classes]``, the network's output for the test examples.
-        summary: the content of ``summary.json``.
-        num_parameters: the size of the network, shown if given.
+        test_loss: their mean cross-entropy.
+        num_parameters: the size of the network.
+        summary: the content of ``summary.json``, from which the date, the hardware, the time that compilation took and
+            the versions are shown; None if they are unknown.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -78,7 +83,7 @@ def save_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"metric": format_metric, "seconds": _seconds}
+    environment.filters |= {"metric": format_metric}
     labels, names = dataset.test.labels, dataset.class_names
     predictions = np.argmax(logits, axis=-1)
     counts = confusion_matrix(labels, predictions, labels=range(len(names)))
@@ -87,8 +92,8 @@ def save_page(
         settings=_settings(config),
         history=history,
         metrics=[metrics_by_split(record, steps_per_epoch) for record in history],
-        best=max(history, key=lambda record: (record.selection_accuracy, record.epoch)),
-        charts=[Markup(curves_svg(metric, history, steps_per_epoch)) for metric in METRICS],
+        best=best_epoch(history) if history else None,
+        charts=[Markup(curves_svg(metric, history, steps_per_epoch)) for metric in METRICS if history],
         colors=COLORS,
         names=names,
         right=int(np.trace(counts)),
@@ -102,20 +107,58 @@ def save_page(
         scores=_scores(dataset, predictions),
         pictures=_most_confident_mistakes(dataset, logits),
         pixelated=max(dataset.image_shape[:2]) <= PIXELATED_SIDE,
-        splits=dataset.splits,
-        image_shape=dataset.image_shape,
+        dataset=dataset,
+        trained_on=dataset.name == config.dataset,
+        test_loss=test_loss,
         num_parameters=num_parameters,
-        seconds=statistics.median(record.seconds for record in history),
-        images_per_second=statistics.median(record.images_per_second for record in history),
-        backend=BACKENDS.get(summary["backend"], summary["backend"]),
-        summary=summary,
+        data_facts=_data_facts(config, dataset, num_parameters),
+        speed_facts=_speed_facts(history, summary),
+        date=_date(summary["date"]) if summary else None,
+        versions=summary["versions"] if summary else {},
     )
     # A path in the settings may not be valid Unicode.
     path.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")
 
 
-def _seconds(value: float) -> str:
-    return f"{value:.2f} s" if value < 100 else f"{value:,.0f} s"
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _date(text: str) -> str:
+    """A date and time in ISO 8601 with its time zone, such as ``2026-11-24 10:38 UTC+01:00``."""
+    return f"{datetime.datetime.fromisoformat(text):%Y-%m-%d %H:%M %Z}"
+
+
+def _data_facts(config: Config, dataset: Dataset, num_parameters: int) -> dict[str, str]:
+    height, width, channels = dataset.image_shape
+    splits = dataset.splits if dataset.name == config.dataset else {"test": dataset.test}
+    return {
+        **{f"{name.capitalize()} images": f"{len(split):,}" for name, split in splits.items()},
+        "Image size": f"{height} \N{MULTIPLICATION SIGN} {width} pixels",
+        "Channels": {1: "1 (grayscale)", 3: "3 (color)"}.get(channels, str(channels)),
+        "Classes": f"{len(dataset.class_names):,}",
+        "Parameters": f"{num_parameters:,}",
+    }
+
+
+def _speed_facts(history: Sequence[EpochRecord], summary: Mapping[str, Any] | None) -> dict[str, str]:
+    facts = {}
+    if summary is not None:
+        backend = BACKENDS.get(summary["backend"], summary["backend"])
+        facts["Device"] = f"{backend}: {summary['device']}"
+        facts["Number of devices"] = str(summary["device_count"])
+        facts["CPU cores"] = str(summary["cpu_count"])
+    if history:
+        facts["Training, all epochs"] = _duration(sum(record.seconds for record in history))
+        facts["Median epoch"] = _duration(statistics.median(record.seconds for record in history))
+        facts["Images per second"] = f"{statistics.median(record.images_per_second for record in history):,.0f}"
+    if summary is not None:
+        facts["Compilation"] = _duration(summary["compile_seconds"])
+    return facts
 
 
 def _settings(config: Config) -> list[tuple[str, str, bool]]:

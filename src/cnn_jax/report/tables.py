@@ -56,6 +56,15 @@ def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:
     return [(true, predicted, int(mistakes[true, predicted])) for true, predicted in pairs if mistakes[true, predicted]]
 
 
+def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord:
+    """The epoch with the highest accuracy on the validation split, or on the test split without one; the last if equal.
+
+    Args:
+        history: at least one epoch.
+    """
+    return max(history, key=lambda record: (record.selection_accuracy, record.epoch))
+
+
 def metrics_by_split(record: EpochRecord, steps_per_epoch: int) -> dict[str, dict[str, float]]:
     """The loss and accuracy of an epoch on each split that has them: train, then validation or test.
 

@@ -268,6 +268,7 @@ def _report(
             path,
             config=config,
             history=history,
+            test_loss=summary["test_loss"],
             steps_per_epoch=steps_per_epoch,
             dataset=dataset,
             logits=logits,

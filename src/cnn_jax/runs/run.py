@@ -25,7 +25,7 @@ from cnn_jax.training.evaluation import batch_size_for, predict_logits, score
 from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import abstract_state
 from cnn_jax.training.sharding import make_mesh
-from cnn_jax.training.state import TrainState
+from cnn_jax.training.state import Params, TrainState
 from cnn_jax.training.task import Task
 
 Invert = Literal["auto", "yes", "no"]
@@ -185,6 +185,11 @@ class Run:
         logits = predict_logits(self.task, self.state.variables, test.images, batch_size=batch_size, mesh=make_mesh())
         loss, accuracy = score(logits, test.labels)
         return Evaluation(loss, accuracy, test.labels, logits.argmax(axis=-1).astype(np.int32))
+
+
+def count_parameters(params: Params) -> int:
+    """The number of parameters of a network, not counting its other collections such as batch statistics."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def load_run(workdir: str | Path, checkpoint: Which = "newest") -> Run:

@@ -6,20 +6,15 @@ import fcntl
 import json
 import logging
 import os
-import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import jax
 
 from cnn_jax import files
 from cnn_jax.config import MAX_LENGTH, Config
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.runs.checkpoint import holds_only_a_start
-from cnn_jax.training.evaluation import Score
 from cnn_jax.training.history import EpochRecord
 
 CONFIG = "config.yaml"
@@ -180,48 +175,9 @@ class Workdir:
         with self._reporting(METRICS) as path, files.open_regular(path, os.O_RDWR | os.O_APPEND) as file:
             file.write(_json_line(record).encode())
 
-    def write_summary(
-        self,
-        config: Config,
-        history: Sequence[EpochRecord],
-        test_score: Score,
-        compile_seconds: float,
-        device_count: int,
-    ) -> dict[str, Any]:
-        """Write ``summary.json``: the results, times, hardware and software versions.
-
-        Args:
-            config: the settings.
-            history: at least one epoch.
-            test_score: the score of the final parameters on the test split.
-            compile_seconds: the time that compilation took.
-            device_count: the number of devices.
-
-        Returns:
-            The content of the file.
-        """
-        last = history[-1]
-        validation = {
-            name: value for name, value in last.to_json().items() if name in ("validation_accuracy", "validation_loss")
-        }
-        summary: dict[str, Any] = {
-            "test_accuracy": test_score.accuracy,
-            "test_loss": test_score.loss,
-            **validation,
-            "epochs": len(history),
-            "steps": last.step,
-            "train_seconds": sum(record.seconds for record in history),
-            "compile_seconds": compile_seconds,
-            "dataset": config.dataset,
-            "backend": jax.default_backend(),
-            "device_count": device_count,
-            "versions": {
-                "python": platform.python_version(),
-                **{package: metadata.version(package) for package in ("jax", "jaxlib", "flax", "optax")},
-            },
-        }
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``."""
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
-        return summary
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Path]:

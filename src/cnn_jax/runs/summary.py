@@ -1,0 +1,82 @@
+"""The content of ``summary.json``: results, sizes, times, hardware and software versions."""
+
+import datetime
+import os
+import platform
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cnn_jax.config import Config
+from cnn_jax.data import Dataset
+from cnn_jax.report.tables import best_epoch
+from cnn_jax.training.evaluation import Score
+from cnn_jax.training.history import EpochRecord
+
+
+def summarize(
+    config: Config,
+    history: Sequence[EpochRecord],
+    dataset: Dataset,
+    *,
+    num_parameters: int,
+    test_score: Score,
+    compile_seconds: float,
+    devices: Sequence[jax.Device],
+) -> dict[str, Any]:
+    """Summarize a run that has just finished.
+
+    Args:
+        config: the settings.
+        history: at least one epoch.
+        dataset: the data that the network was trained and tested on.
+        num_parameters: the size of the network.
+        test_score: the score of the final parameters on the test split.
+        compile_seconds: the time that compilation took.
+        devices: the devices it was trained on, all of the same kind.
+
+    Returns:
+        Values that can be converted to JSON.
+    """
+    last, best = history[-1], best_epoch(history)
+    validation = {
+        name: value for name, value in last.to_json().items() if name in ("validation_accuracy", "validation_loss")
+    }
+    return {
+        "test_accuracy": test_score.accuracy,
+        "test_loss": test_score.loss,
+        **validation,
+        "best_epoch": best.epoch,
+        "best_accuracy": best.selection_accuracy,
+        "epochs": len(history),
+        "steps": last.step,
+        "train_seconds": sum(record.seconds for record in history),
+        "compile_seconds": compile_seconds,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "dataset": config.dataset,
+        "image_shape": list(dataset.image_shape),
+        "examples": {name: len(split) for name, split in dataset.splits.items()},
+        "num_parameters": num_parameters,
+        "backend": devices[0].platform,
+        "device": cpu_model() if devices[0].platform == "cpu" else devices[0].device_kind,
+        "device_count": len(devices),
+        "cpu_count": os.cpu_count(),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: metadata.version(package) for package in ("jax", "jaxlib", "flax", "optax")},
+        },
+    }
+
+
+def cpu_model() -> str:
+    """The name of the CPU as the operating system reports it, or else its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
