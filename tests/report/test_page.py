@@ -83,9 +83,7 @@ def without_mistakes(run):
 def with_validation(run):
     return run | {
         "history": make_history(4, "validation"),
-        "dataset": dataclasses.replace(
-            run["dataset"], validation=Split(*(array[:7] for array in vars(run["dataset"].test).values()))
-        ),
+        "dataset": dataclasses.replace(run["dataset"], validation=run["dataset"].test.subset(np.arange(7))),
     }
 
 
@@ -402,6 +400,15 @@ def test_most_confident_mistakes(saved):
         np.testing.assert_array_equal(decode(image.attributes["src"]), dataset.test.images[index].squeeze())
     if not expected:
         assert "No test image was misclassified." in section(root, "mistakes").text
+
+
+def test_pictures_of_a_folder_are_named_by_their_files(page):
+    run = make_run()
+    files = np.array([f"test/class {n % 3}/<{n}>.png" for n in range(60)], object)
+    named = dataclasses.replace(run["dataset"], test=dataclasses.replace(run["dataset"].test, files=files))
+    for picture in section(page(run | {"dataset": named}), "mistakes").all("li"):
+        index = int(re.match(r"Test image (\d+):", picture.all("img")[0].attributes["alt"])[1])
+        assert picture.all("bdi")[2].text == files[index]
 
 
 def test_large_pictures_are_scaled_down_and_the_page_stays_small(page, tmp_path):

@@ -21,17 +21,19 @@ class Split:
     Attributes:
         images: uint8 ``[N, H, W, C]``, as stored: the training step scales them to floats.
         labels: int32 ``[N]``, each in ``[0, number of classes)``.
+        files: str objects ``[N]``, the file of each image within the dataset's folder; None if it is not a folder.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    files: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, indices: np.ndarray) -> "Split":
         """A copy of some of the examples, selected by indices or by a boolean mask."""
-        return Split(self.images[indices], self.labels[indices])
+        return Split(self.images[indices], self.labels[indices], None if self.files is None else self.files[indices])
 
 
 @dataclass(frozen=True)

@@ -126,13 +126,15 @@ def _cache(config: Config) -> ImageCache:
 class _Files(NamedTuple):
     """The readable files of the splits' folders, and the shape ``(H, W, C)`` of the array of their images.
 
-    Arrays ``[N]``: the label of each, int32; the index of its split; and the SHA-256 digest of its content, bytes.
+    Arrays ``[N]``: the label of each, int32; the index of its split; the SHA-256 digest of its content, bytes; and its
+    path within the folder, str.
     """
 
     class_names: tuple[str, ...]
     labels: np.ndarray
     part: np.ndarray
     digests: np.ndarray
+    names: np.ndarray
     image_shape: tuple[int, int, int]
 
 
@@ -142,13 +144,15 @@ def _read(root: Path, folders: Mapping[str, Path], config: Config, cache: ImageC
     class_folders = [folder / name for folder in folders.values() for name in class_names]
     paths = [_visible(folder) for folder in class_folders]
     _check_counts(class_folders, map(len, paths), min_images)
-    digests, image_shape = _decoded(root, list(itertools.chain.from_iterable(paths)), config, cache)
+    flat = list(itertools.chain.from_iterable(paths))
+    digests, image_shape = _decoded(root, flat, config, cache)
     readable = np.array([digest is not None for digest in digests])
     index = np.repeat(np.arange(len(class_folders)), list(map(len, paths)))[readable]
     _check_counts(class_folders, np.bincount(index, minlength=len(class_folders)), min_images)
     part, labels = np.divmod(index.astype(np.int32), len(class_names))
     # As objects: numpy would strip null bytes from the end of bytes.
-    return _Files(class_names, labels, part, np.array(digests, object)[readable], image_shape)
+    names = np.array([str(path.relative_to(root)) for path in flat], object)[readable]
+    return _Files(class_names, labels, part, np.array(digests, object)[readable], names, image_shape)
 
 
 def _splits(root: Path, files: _Files, selected: Mapping[str, np.ndarray], cache: ImageCache) -> dict[str, Split]:
@@ -163,7 +167,7 @@ def _splits(root: Path, files: _Files, selected: Mapping[str, np.ndarray], cache
         ) from None
     parts = np.split(images, np.cumsum([len(indices) for indices in selected.values()])[:-1])
     return {
-        split: Split(part, files.labels[indices])
+        split: Split(part, files.labels[indices], files.names[indices])
         for part, (split, indices) in zip(parts, selected.items(), strict=True)
     }
 

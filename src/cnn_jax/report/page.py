@@ -223,6 +223,7 @@ def _most_confident_mistakes(dataset: Dataset, logits: np.ndarray) -> list[dict[
     return [
         {
             "index": index,
+            "file": None if dataset.test.files is None else dataset.test.files[index],
             "source": _data_url(dataset.test.images[index]),
             "label": names[labels[index]],
             "prediction": names[predictions[index]],
