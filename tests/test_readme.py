@@ -9,7 +9,6 @@ import shutil
 import typing
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -110,15 +109,7 @@ def test_python_examples_of_the_readme_run(copied_examples, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
-@pytest.fixture
-def unoptimized():
-    """Compile without optimization, which takes longer than the example itself."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_the_example_of_the_lesson_runs(unoptimized, capsys):
+def test_the_example_of_the_lesson_runs(capsys):
     (block,) = blocks("lesson.md", "python")
     exec(block, {})
     losses = [float(loss) for loss in re.findall(r"loss: (\S+)", capsys.readouterr().out)]

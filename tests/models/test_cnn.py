@@ -10,25 +10,26 @@ from cnn_jax.models import create_model
 from cnn_jax.models.layers import BatchContext, uniform_fan_in
 
 
+@partial(jax.jit, static_argnums=(0, 1))
 def params_of(shape, num_classes=10):
     return create_model("cnn", num_classes).init(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
 
 
-def test_number_of_parameters_is_the_lessons():
+def test_number_of_parameters():
     # conv1 5*5*1*6+6, conv2 5*5*6*12+12, fc1 192*120+120, fc2 120*60+60, out 60*10+10
     assert sum(x.size for x in jax.tree.leaves(params_of((28, 28, 1)))) == 156 + 1812 + 23160 + 7260 + 610 == 32998
 
 
 @pytest.mark.parametrize(("shape", "num_classes"), [((28, 28, 1), 10), ((16, 16, 3), 2), ((33, 21, 3), 100)])
-def test_one_logit_a_class(shape, num_classes):
+def test_one_logit_per_class(shape, num_classes):
     model = create_model("cnn", num_classes)
-    logits = model.apply({"params": params_of(shape, num_classes)}, jnp.ones((4, *shape)))
+    logits = jax.jit(model.apply)({"params": params_of(shape, num_classes)}, jnp.ones((4, *shape)))
     assert logits.shape == (4, num_classes)
     assert logits.dtype == jnp.float32
 
 
 @pytest.mark.parametrize(("layer", "fan_in"), [("conv1", 25), ("conv2", 150), ("fc1", 192), ("fc2", 120), ("out", 60)])
-def test_initialised_as_pytorch(layer, fan_in):
+def test_initialized_like_pytorch(layer, fan_in):
     params = params_of((28, 28, 1))[layer]
     bound = fan_in**-0.5
     for values in (np.asarray(params["kernel"]), np.asarray(params["bias"])):
@@ -39,7 +40,7 @@ def test_initialised_as_pytorch(layer, fan_in):
     assert kernel.mean() == pytest.approx(0, abs=5 * (bound**2 / 3 / kernel.size) ** 0.5)
 
 
-def test_the_initialiser_is_uniform():
+def test_initializer_is_uniform():
     values = np.asarray(uniform_fan_in(25)(jax.random.key(1), (10_000,)), np.float64)
     assert np.abs(values).max() <= 0.2
     assert values.mean() == pytest.approx(0, abs=5 * (0.04 / 3 / values.size) ** 0.5)
@@ -77,7 +78,7 @@ def test_equal_models_share_a_compilation():
     assert len(traced) == 1
 
 
-def test_the_batch_context_changes_nothing():
+def test_batch_context_does_not_change_the_logits():
     images, params = jnp.ones((2, 16, 16, 1)), params_of((16, 16, 1))
     batch = BatchContext(jnp.arange(2), jnp.asarray([True, False]))
     model = create_model("cnn", 10)

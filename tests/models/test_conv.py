@@ -10,6 +10,9 @@ import pytest
 from cnn_jax.models import create_model
 from cnn_jax.models.conv import Conv, max_pool
 
+# The programs that users run, whose rounding the tolerances are for.
+pytestmark = pytest.mark.optimized
+
 needs_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="about the lowering for CPUs")
 
 SHAPES = [

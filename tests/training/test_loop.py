@@ -17,14 +17,17 @@ from cnn_jax.training.step import Batch, train_step
 CONFIG = Config(epochs=2, batch_size=10, dataset="squares", seed=3, normalize=False)
 TASK = create_task(CONFIG, 3)
 
+# Compile counts, transfers and bitwise equality are checked of the programs that users run.
+pytestmark = pytest.mark.optimized
 
-@pytest.fixture(params=[1, 2])
+
+@pytest.fixture(scope="module", params=[1, 2])
 def devices(request):
-    """All of it holds on one device and on two."""
+    """One device, then two."""
     return jax.devices()[: request.param]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make_trainer(devices):
     return functools.partial(Trainer, devices=devices)
 
@@ -38,8 +41,14 @@ def train(config, dataset, make_trainer, **options):
     ]
 
 
+@pytest.fixture(scope="module")
+def whole(dataset, make_trainer):
+    """Each epoch's record and the parameters after it, with an epoch as one chunk."""
+    return train(CONFIG, dataset, make_trainer)
+
+
 @pytest.mark.parametrize("shuffle", [False, True])
-def test_an_epoch_is_the_lessons_loop(dataset, shuffle, make_trainer):
+def test_epoch_equals_a_python_loop(dataset, shuffle, make_trainer):
     """The compiled epoch gives what a Python loop over unpadded batches gives."""
     config = dataclasses.replace(CONFIG, shuffle=shuffle)
     (record, params), *_ = train(config, dataset, make_trainer)
@@ -59,8 +68,8 @@ def test_an_epoch_is_the_lessons_loop(dataset, shuffle, make_trainer):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), params, state.params)
 
 
-def test_a_batch_larger_than_the_data_set_is_the_data_set(dataset, make_trainer):
-    configs = (dataclasses.replace(CONFIG, batch_size=size) for size in (10_000_000, 47))
+def test_batch_larger_than_the_dataset(dataset, make_trainer):
+    configs = (dataclasses.replace(CONFIG, batch_size=size, epochs=1) for size in (10_000_000, 47))
     larger, exact = (train(config, dataset, make_trainer) for config in configs)
     for (record1, params1), (record2, params2) in zip(larger, exact, strict=True):
         jax.tree.map(np.testing.assert_array_equal, params1, params2)
@@ -72,7 +81,7 @@ def test_every_test_example_counts_once(dataset, make_trainer):
     trainer = make_trainer(CONFIG, dataset)
     state = trainer.start().state
     score, logits = trainer.evaluate(state, "test")
-    expected = TASK.logits({"params": jax.device_get(state.params)}, jnp.asarray(dataset.test.images))
+    expected = jax.jit(TASK.logits)({"params": jax.device_get(state.params)}, jnp.asarray(dataset.test.images))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     losses = optax.softmax_cross_entropy_with_integer_labels(expected, dataset.test.labels)
     assert len(logits) == 23
@@ -86,23 +95,21 @@ def test_the_network_learns(dataset, make_trainer):
     assert record.train_accuracy == record.total_correct / 47
 
 
-def test_same_config_same_bits(dataset, make_trainer):
-    once, again = (train(CONFIG, dataset, make_trainer) for _ in range(2))
-    for (record1, params1), (record2, params2) in zip(once, again, strict=True):
+def test_training_is_bitwise_reproducible(dataset, make_trainer, whole):
+    for (record1, params1), (record2, params2) in zip(whole, train(CONFIG, dataset, make_trainer), strict=True):
         jax.tree.map(np.testing.assert_array_equal, params1, params2)
         times = {"seconds": 0.0, "images_per_second": 0.0}
         assert dataclasses.replace(record1, **times) == dataclasses.replace(record2, **times)
 
 
-def test_the_seed_matters(dataset, make_trainer):
-    (_, params1), *_ = train(CONFIG, dataset, make_trainer)
+def test_seed_determines_the_parameters(dataset, make_trainer, whole):
+    (_, params1), *_ = whole
     (_, params2), *_ = train(dataclasses.replace(CONFIG, seed=4), dataset, make_trainer)
     assert not np.allclose(params1["out"]["kernel"], params2["out"]["kernel"])
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
-def test_chunks_do_not_change_a_bit(dataset, chunk, make_trainer):
-    whole = train(CONFIG, dataset, make_trainer)
+def test_results_do_not_depend_on_the_length_of_chunks(dataset, chunk, make_trainer, whole):
     parts = train(CONFIG, dataset, make_trainer, max_chunk_steps=chunk)
     for (record1, params1), (record2, params2) in zip(whole, parts, strict=True):
         jax.tree.map(np.testing.assert_array_equal, params1, params2)
@@ -132,7 +139,7 @@ def test_nothing_compiles_after_compile(dataset, make_trainer):
 
     jax.monitoring.register_event_duration_secs_listener(count)
     jax.jit(lambda x: x + 1)(0).block_until_ready()
-    assert len(compilations) == 1, "the listener does not hear of compilations"
+    assert len(compilations) == 1, "the listener does not receive compilations"
     list(trainer.epochs(start))
     list(trainer.epochs(dataclasses.replace(start, state=restored)))
     assert len(compilations) == 1
@@ -156,7 +163,7 @@ def test_nothing_is_transferred_inside_a_chunk(dataset, monkeypatch, make_traine
     assert len(calls) == CONFIG.epochs
 
 
-def test_metrics_are_fetched_when_the_next_chunk_is_on_its_way(dataset, monkeypatch, make_trainer):
+def test_metrics_are_fetched_after_the_next_chunk_is_dispatched(dataset, monkeypatch, make_trainer):
     trainer = make_trainer(CONFIG, dataset, max_chunk_steps=2)
     start = trainer.start()
     events = []
@@ -169,7 +176,7 @@ def test_metrics_are_fetched_when_the_next_chunk_is_on_its_way(dataset, monkeypa
 
 
 @pytest.mark.parametrize("checkpoint_every", [1, 3, 4, 7])
-def test_the_host_looks_up_where_checkpoints_are_due(dataset, checkpoint_every, make_trainer):
+def test_before_chunk_is_called_where_checkpoints_are_due(dataset, checkpoint_every, make_trainer):
     trainer = make_trainer(dataclasses.replace(CONFIG, checkpoint_every=checkpoint_every), dataset)
     steps = []
     list(trainer.epochs(trainer.start(), before_chunk=lambda progress: steps.append(progress.step)))
@@ -177,7 +184,7 @@ def test_the_host_looks_up_where_checkpoints_are_due(dataset, checkpoint_every, 
 
 
 @pytest.mark.parametrize("step", [1, 3, 5, 8])
-def test_from_any_step_it_comes_out_the_same_to_the_bit(dataset, step, make_trainer):
+def test_training_from_any_step_is_bitwise_exact(dataset, step, make_trainer):
     """Progress copied to the host inside an epoch, and gone on with, changes nothing."""
     config = dataclasses.replace(CONFIG, checkpoint_every=1)
     saved = []
@@ -194,13 +201,13 @@ def test_from_any_step_it_comes_out_the_same_to_the_bit(dataset, step, make_trai
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 100])
-def test_numbers_that_break_are_noticed_with_their_step(dataset, chunk, make_trainer):
+def test_non_finite_numbers_are_an_error_that_names_the_step(dataset, chunk, make_trainer):
     trainer = make_trainer(dataclasses.replace(CONFIG, learning_rate=1e9), dataset, max_chunk_steps=chunk)
     with pytest.raises(NonFiniteError, match=r"not finite at step 1: start .* --learning-rate below 1e\+09"):
         list(trainer.epochs(trainer.start()))
 
 
-def test_the_line_of_an_epoch():
+def test_line_of_an_epoch():
     record = EpochRecord(
         epoch=0,
         step=600,
@@ -216,3 +223,5 @@ def test_the_line_of_an_epoch():
         "epoch: 0 total_correct: 46586 loss: 349.01 test_accuracy: 0.8211 test_loss: 0.4823 "
         "seconds: 2.31 images_per_second: 25974"
     )
+    assert record.line(100).endswith("test_loss: 0.4823 seconds: 2.31")
+    assert record.line(10) == "epoch: 0 total_correct: 46586 loss: 349.01"

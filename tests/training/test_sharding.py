@@ -1,4 +1,4 @@
-"""The devices share every batch, and compute what one of them would."""
+"""Several devices share each batch, and compute the same as one."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def mesh():
     return make_mesh()
 
 
-def test_the_mesh_is_all_devices(mesh):
+def test_mesh_of_all_devices(mesh):
     assert mesh.size == len(jax.devices()) == 2
     assert make_mesh(jax.devices()[:1]).size == 1
 
@@ -39,13 +39,13 @@ def test_padded(mesh, batch_size, expected):
     assert padded(batch_size, mesh) == expected
 
 
-def test_the_index_tells_the_devices_apart(mesh):
+def test_device_index(mesh):
     indices = data_parallel(lambda: device_index(AXIS)[None], mesh, (), PartitionSpec(AXIS))()
     np.testing.assert_array_equal(indices, [0, 1])
     assert device_index(None) == 0
 
 
-def test_the_sum_keeps_types_and_shapes(mesh):
+def test_sum_over_devices_keeps_types_and_shapes(mesh):
     def summed(tree):
         return sum_over_devices(jax.tree.map(lambda x: x * (1 + device_index(AXIS).astype(x.dtype)), tree), AXIS)
 
@@ -56,7 +56,8 @@ def test_the_sum_keeps_types_and_shapes(mesh):
     assert result["b"].dtype == jnp.int32
 
 
-def test_the_devices_exchange_one_sum_a_step(dataset):
+@pytest.mark.optimized
+def test_devices_exchange_one_sum_per_step(dataset):
     """Each exchange is a wait for all: gradients, loss and count go together."""
     trainer = Trainer(CONFIG, dataset)
     start = trainer.start()
@@ -71,14 +72,14 @@ def test_the_devices_exchange_one_sum_a_step(dataset):
     assert program.as_text().count(" all-reduce(") == 1
 
 
-def test_evaluation_takes_any_number_of_examples(dataset, mesh):
+def test_evaluation_of_any_number_of_examples(dataset, mesh):
     trainer = Trainer(CONFIG, dataset)
     state = trainer.start().state
     for count in (1, 19, 23):
         images = dataset.test.images[:count]
         logits = predict_logits(trainer.task, state.variables, images, batch_size=20, mesh=mesh)
         inputs = trainer.task.preprocess(images)
-        expected = trainer.task.model.apply({"params": jax.device_get(state.params)}, inputs)
+        expected = jax.jit(trainer.task.model.apply)({"params": jax.device_get(state.params)}, inputs)
         np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
@@ -121,8 +122,9 @@ for count in (1, 2, 3, 8):
 """
 
 
-def test_any_number_of_devices_computes_the_same():
-    """Batch statistics, dropout, augmentation and parts that are all padding included."""
+@pytest.mark.optimized
+def test_results_do_not_depend_on_the_number_of_devices():
+    """With batch statistics, dropout, augmentation, and devices that have nothing but padding."""
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -134,7 +136,7 @@ def test_any_number_of_devices_computes_the_same():
         np.testing.assert_allclose(other[3], one[3], rtol=1e-3, atol=1e-4)
 
 
-def test_two_devices_compute_what_one_does(dataset):
+def test_two_devices_compute_the_same_as_one(dataset):
     def train(devices):
         trainer = Trainer(CONFIG, dataset, devices)
         *_, (record, progress) = trainer.epochs(trainer.start())
@@ -147,14 +149,10 @@ def test_two_devices_compute_what_one_does(dataset):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), params1, params2)
 
 
-def test_strict_types_and_ranks(dataset, mesh):
+@pytest.mark.parametrize("count", [1, 2])
+def test_strict_types_and_ranks(dataset, count):
     """No dtype and no rank is promoted silently."""
-    task = Task(create_model("cnn", 3), Adam(0.01))
-    key = jax.random.key(0)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        state = jax.jit(task.init, static_argnums=1)(key, dataset.image_shape)
-        batch = Batch.of(dataset.train.images[:9], dataset.train.labels[:9])
-        state, metrics = train_step(state, batch, key, task=task)
-        logits = predict_logits(task, state.variables, dataset.test.images, batch_size=9, mesh=mesh)
-    assert np.isfinite(metrics.loss)
-    assert logits.dtype == np.float32
+        trainer = Trainer(CONFIG, dataset, jax.devices()[:count])
+        *_, (record, _) = trainer.epochs(trainer.start())
+    assert np.isfinite(record.test_loss)

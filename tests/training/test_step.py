@@ -11,21 +11,28 @@ from cnn_jax.training.metrics import cross_entropy, num_correct
 from cnn_jax.training.optimizer import Adam
 from cnn_jax.training.step import Batch, train_step
 from cnn_jax.training.step import loss_fn as loss_of_task
-from cnn_jax.training.task import Task, scale
+from cnn_jax.training.task import SCALE, Task
 
 TASK = Task(create_model("cnn", 3), Adam(0.01))
 KEY = jax.random.key(1)
 
 
+create = jax.jit(Task.init, static_argnums=(0, 2))
+
+
 def init(task, seed=0):
-    return jax.jit(Task.init, static_argnums=(0, 2))(task, jax.random.key(seed), (16, 16, 1))
+    return create(task, jax.random.key(seed), (16, 16, 1))
 
 
+@jax.jit
 def loss_fn(params, batch):
     """The loss and the logits of a network that has no other state than its parameters."""
     loss, (logits, model_state) = loss_of_task(params, {}, TASK, batch, KEY)
     assert model_state == {}
     return loss, logits
+
+
+loss_and_gradients = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
 
 
 @pytest.fixture
@@ -47,7 +54,7 @@ def test_loss_decreases_after_one_step(state, batch):
 
 def test_scale_is_division_by_255():
     levels = np.arange(256, dtype=np.uint8)
-    np.testing.assert_allclose(scale(jnp.asarray(levels)), levels / np.float32(255), rtol=1e-7)
+    np.testing.assert_allclose(SCALE(levels), levels / np.float32(255), rtol=1e-7)
 
 
 def test_cross_entropy_by_hand():
@@ -69,13 +76,12 @@ def test_untrained_loss_is_near_chance(state, batch):
     assert loss == pytest.approx(np.log(3), rel=0.2)
 
 
-def test_padding_changes_nothing(state, batch):
+def test_padding_does_not_change_the_update(state, batch):
     """A padded batch has the loss, the gradients and the counts of the short batch it stands for."""
     short = Batch.of(batch.images[:7], batch.labels[:7])
     padded = batch._replace(mask=jnp.arange(10) < 7, num_examples=jnp.int32(7))
-    grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
-    (loss, _), grads = grad(state.params, padded)
-    (expected_loss, _), expected_grads = grad(state.params, short)
+    (loss, _), grads = loss_and_gradients(state.params, padded)
+    (expected_loss, _), expected_grads = loss_and_gradients(state.params, short)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7), grads, expected_grads)
     _, metrics = train_step(jax.tree.map(jnp.copy, state), padded, KEY, task=TASK)
@@ -88,7 +94,7 @@ def test_padding_changes_nothing(state, batch):
 def test_train_step_is_adam_on_the_gradient_of_the_loss(state, batch):
     """The update is Adam's first step by hand: -learning_rate * g / (|g| + eps)."""
     before = jax.tree.map(np.array, state.params)
-    grads = jax.grad(lambda params: loss_fn(params, batch)[0])(state.params)
+    _, grads = loss_and_gradients(state.params, batch)
     state, metrics = train_step(state, batch, KEY, task=TASK)
     assert state.step == 1
     assert metrics.num_examples == 10
@@ -101,22 +107,21 @@ def test_train_step_is_adam_on_the_gradient_of_the_loss(state, batch):
 
 
 def test_inference_is_the_forward_pass(state, batch):
-    logits = TASK.logits(state.variables, batch.images)
-    expected = TASK.model.apply({"params": state.params}, np.asarray(batch.images, np.float32) / 255)
+    logits = jax.jit(TASK.logits)(state.variables, batch.images)
+    expected = jax.jit(TASK.model.apply)({"params": state.params}, np.asarray(batch.images, np.float32) / 255)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_losses_and_gradients_of_parts_add_up(state, batch):
     """The second part is two examples and three that do not count: what counts is the size of the whole."""
     batch = batch._replace(mask=jnp.arange(10) < 7, num_examples=jnp.int32(7))
-    grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
-    (loss, _), grads = grad(state.params, batch)
+    (loss, _), grads = loss_and_gradients(state.params, batch)
     parts = [
         batch._replace(images=batch.images[s], labels=batch.labels[s], mask=batch.mask[s])
         for s in (slice(0, 5), slice(5, 10))
     ]
-    (loss1, _), grads1 = grad(state.params, parts[0])
-    (loss2, _), grads2 = grad(state.params, parts[1])
+    (loss1, _), grads1 = loss_and_gradients(state.params, parts[0])
+    (loss2, _), grads2 = loss_and_gradients(state.params, parts[1])
     np.testing.assert_allclose(loss1 + loss2, loss, rtol=1e-6)
     jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a + b, c, rtol=1e-4, atol=1e-7), grads1, grads2, grads)
 
@@ -154,7 +159,7 @@ def test_averaged_params_are_the_exponential_moving_average(state, batch):
     assert state.variables["params"] is state.averaged_params
 
 
-def test_each_example_has_a_key_of_its_own_for_each_step(batch):
+def test_keys_differ_by_example_and_step(batch):
     """Augmentation that replaces images by noise: a pure function of the run's key, the step and the place."""
     noise = []
 
