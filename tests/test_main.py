@@ -1,5 +1,6 @@
 """``python -m cnn_jax``, and what the parser of every command suggests."""
 
+import os
 import subprocess
 import sys
 from importlib import metadata
@@ -10,6 +11,7 @@ import pytest
 import cnn_jax
 from cnn_jax import __main__, train
 from cnn_jax.errors import UsageError
+from cnn_jax.runs.workdir import Workdir
 
 
 def test_it_lists_the_commands(capsys):
@@ -56,3 +58,33 @@ def test_arguments_are_suggested(argument, suggestion, tmp_path, monkeypatch):
 def test_nothing_is_suggested_for_what_is_like_no_flag():
     with pytest.raises(UsageError, match="unknown argument '--xyzzy'; see"):
         train.parse(["--xyzzy"])
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("JAX_PLATFORMS", "cuda", "there is no such device"),
+        ("JAX_PLATFORMS", "abacus", "Unable to initialize backend 'abacus'"),
+        ("JAX_NUM_CPU_DEVICES", "abc", 'Invalid value "abc" for JAX flag jax_num_cpu_devices'),
+    ],
+)
+def test_without_a_device_it_is_one_line(variable, value, reason, tmp_path):
+    command = [sys.executable, "-m", "cnn_jax", "evaluate", str(tmp_path)]
+    done = subprocess.run(command, env=os.environ | {variable: value}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: jax cannot start ({reason}")
+    assert done.stderr.endswith("): check JAX_PLATFORMS, JAX_NUM_CPU_DEVICES and XLA_FLAGS\n")
+
+
+@pytest.mark.parametrize(
+    ("workdir", "problem"),
+    [
+        ("gs://bucket/run", r"gs:/bucket/run is a URL: choose a local directory"),
+        ("b\udcff", r"b\\udcff cannot be encoded as UTF-8: choose another --workdir"),
+    ],
+)
+def test_a_workdir_that_cannot_be_written_is_refused(workdir, problem, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=problem):
+        Workdir(Path(workdir)).create()
+    assert not list(tmp_path.iterdir())

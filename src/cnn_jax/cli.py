@@ -43,6 +43,7 @@ def start(main: Callable[[Sequence[str]], int]) -> NoReturn:
     _open_standard_streams()
     _ignore_errors_of_other_threads()
     use_every_processor()
+    os.environ["MPLBACKEND"] = "agg"  # the commands draw to files only
     _keep_compiled_programs()
     status = run(main)
     if status == CnnJaxError.exit_status:
@@ -348,6 +349,23 @@ def use_every_processor() -> None:
         return
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(processors))
+
+
+def initialize_jax() -> None:
+    """Import jax and initialize its devices, which environment variables may prevent.
+
+    Raises:
+        UsageError: jax cannot be imported, or has no device.
+    """
+    try:
+        import jax
+
+        jax.devices()
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = textwrap.shorten(str(error).partition("\n")[0], 120) or "there is no such device"
+        raise UsageError(
+            f"jax cannot start ({reason}): check JAX_PLATFORMS, JAX_NUM_CPU_DEVICES and XLA_FLAGS"
+        ) from None
 
 
 def _keep_compiled_programs() -> None:

@@ -30,6 +30,9 @@ from cnn_jax.settings import (
 )
 
 PRESETS = resources.files("cnn_jax") / "configs"
+DETERMINISTIC_OPS = "--xla_gpu_deterministic_ops=true"
+"""The flag in ``XLA_FLAGS`` that restricts XLA on GPUs to bitwise reproducible operations."""
+
 MAX_LENGTH = 100_000
 """The maximum size of a config file in bytes."""
 

@@ -34,6 +34,7 @@ class EvaluateFlags(Settings):
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     flags = cli.parse(EvaluateFlags, args, module="cnn_jax.evaluate")
+    cli.initialize_jax()
     # Slow imports come after the flags are parsed.
     from cnn_jax.report.tables import class_table, confused_pairs
     from cnn_jax.runs.run import load_run

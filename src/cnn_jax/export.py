@@ -34,6 +34,7 @@ class ExportFlags(Settings):
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     flags = cli.parse(ExportFlags, args, module="cnn_jax.export")
+    cli.initialize_jax()
     # Slow imports come after the flags are parsed.
     from cnn_jax.runs.run import load_run
 

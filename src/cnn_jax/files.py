@@ -47,7 +47,10 @@ def user_cache() -> Path:
     Raises:
         UsageError: the home directory is unknown.
     """
-    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnn_jax"
+    try:
+        return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cnn_jax"
+    except UsageError:
+        raise UsageError("the home directory is unknown: set HOME, or XDG_CACHE_HOME to a cache directory") from None
 
 
 def private_directory(path: Path) -> bool:

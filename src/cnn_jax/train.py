@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cnn_jax import cli
-from cnn_jax.config import Config
+from cnn_jax.config import DETERMINISTIC_OPS, Config
 from cnn_jax.errors import UsageError
 from cnn_jax.settings import FilePath, Switch, setting
 
@@ -32,13 +32,14 @@ def main(args: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     flags = parse(args)
     config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
-    # Slow imports come after the flags are parsed.
-    from cnn_jax.report.console import EpochPrinter
-    from cnn_jax.runs.fit import DETERMINISTIC_OPS, StoppedError, fit, reached_target, resume
-
     if config.deterministic:
         # XLA reads its flags once, when jax initializes its devices.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_OPS}"
+    cli.initialize_jax()
+    # Slow imports come after the flags are parsed.
+    from cnn_jax.report.console import EpochPrinter
+    from cnn_jax.runs.fit import StoppedError, fit, reached_target, resume
+
     with EpochPrinter(config.epochs) as printer, cli.StopSignals() as signals:
         try:
             listeners = {

@@ -12,14 +12,10 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from cnn_jax.config import Config
-from cnn_jax.models import create_model
 from cnn_jax.training import loop
 from cnn_jax.training.evaluation import predict_logits
 from cnn_jax.training.loop import Trainer
-from cnn_jax.training.optimizer import Adam
 from cnn_jax.training.sharding import AXIS, REPLICATED, data_parallel, device_index, make_mesh, padded, sum_over_devices
-from cnn_jax.training.step import Batch, train_step
-from cnn_jax.training.task import Task
 
 CONFIG = Config(epochs=2, batch_size=20, dataset="squares", seed=3)
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from cnn_jax import data
-from cnn_jax.config import MAY_CHANGE, Config
+from cnn_jax.config import DETERMINISTIC_OPS, MAY_CHANGE, Config
 from cnn_jax.data import Dataset, background
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.files import expanded
@@ -31,9 +31,6 @@ from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import ChunkReport, Progress, Trainer
 from cnn_jax.training.sharding import replicate
 from cnn_jax.training.state import TrainState
-
-DETERMINISTIC_OPS = "--xla_gpu_deterministic_ops=true"
-"""The flag in ``XLA_FLAGS`` that restricts XLA on GPUs to bitwise reproducible operations."""
 
 logger = logging.getLogger("cnn_jax")
 
@@ -268,10 +265,10 @@ def _report(
             path,
             config=config,
             history=history,
-            test_loss=summary["test_loss"],
             steps_per_epoch=steps_per_epoch,
             dataset=dataset,
             logits=logits,
+            test_loss=summary["test_loss"],
             num_parameters=summary["num_parameters"],
             summary=summary,
         ),

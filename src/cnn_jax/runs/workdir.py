@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,7 @@ class Workdir:
         Raises:
             UsageError: it cannot be created or written, or it contains symbolic links.
         """
+        self._check_local()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             files.open_regular(self.path / LOCK, os.O_RDWR | os.O_CREAT).close()
@@ -106,6 +108,17 @@ class Workdir:
                 f"{links[0]} is a symbolic link, which is not allowed in a run directory: remove it, or replace it "
                 "with its target"
             )
+
+    def _check_local(self) -> None:
+        """Raise UsageError if the path is a URL, or cannot be encoded as UTF-8, as TensorStore needs."""
+        if re.match(r"[a-z][a-z0-9+.-]+:/", str(self.path)):
+            raise UsageError(f"{self.path} is a URL: choose a local directory, for example a mounted one, as --workdir")
+        try:
+            str(self.path.absolute()).encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{self.path.absolute()} cannot be encoded as UTF-8: choose another --workdir, or set a UTF-8 locale"
+            ) from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:

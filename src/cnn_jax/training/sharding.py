@@ -62,8 +62,9 @@ def device_index(axis_name: str | None) -> jax.Array:
 
 
 def sum_over_devices(tree: Tree, axis_name: str | None) -> Tree:
-    """Sum each array over the devices, in a single collective to pay its latency only once."""
+    """Sum each array over the devices, as float32 in a single collective, to pay its latency only once."""
     if axis_name is None:
         return tree
-    flat, unravel = ravel_pytree(tree)
-    return unravel(jax.lax.psum(flat, axis_name))
+    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree))
+    sums = unravel(jax.lax.psum(flat, axis_name))
+    return jax.tree.map(lambda total, leaf: total.astype(leaf.dtype), sums, tree)
