@@ -295,7 +295,8 @@ def picture_files() -> SearchStrategy[Files]:
     rng = np.random.default_rng(0)
     genuine = []
     for shape in ((20, 30), (20, 30, 3), (20, 30, 4)):
-        for kind in ("PNG", "WEBP", "BMP", "JPEG")[: 3 if shape[2:] == (4,) else 4]:  # JPEG knows no transparency
+        kinds = ("PNG", "WEBP", "BMP", "GIF") if shape[2:] == (4,) else ("PNG", "WEBP", "BMP", "GIF", "JPEG")
+        for kind in kinds:  # JPEG knows no transparency
             file = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, shape, np.uint8)).save(file, kind)
             genuine.append(file.getvalue())

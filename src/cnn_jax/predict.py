@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cnn_jax.runs.run import Run
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".heic", ".heif")
 """The suffixes of image files in folders; files named on the command line may have any."""
 
 logger = logging.getLogger("cnn_jax")
@@ -39,7 +39,7 @@ class PredictFlags(Settings):
 
     run: FilePath = setting("the run directory", metavar="RUN", positional=True)
     paths: Annotated[tuple[FilePath, ...], Meta(description="paths")] = setting(
-        "image files (PNG, JPEG, WebP, BMP), folders of them, or - to read a list of files from standard input",
+        "image files (PNG, JPEG, WebP, BMP, GIF, HEIC), folders of them, or - to read a list of files from standard input",
         metavar="PATH...",
         positional=True,
     )
@@ -56,6 +56,7 @@ class PredictFlags(Settings):
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     flags = cli.parse(PredictFlags, args, module="cnn_jax.predict")
+    cli.initialize_jax()
     # Slow imports come after the flags are parsed.
     from cnn_jax.runs.run import load_run
 

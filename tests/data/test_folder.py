@@ -269,6 +269,7 @@ def test_files_of_every_kind(root):
         "1.jpg": {},
         "2.webp": {"lossless": True},
         "3.bmp": {},
+        "4.gif": {},
         "jpeg-in-fact.png": {"format": "JPEG"},
     }
     for part in ("train", "test"):
@@ -276,8 +277,8 @@ def test_files_of_every_kind(root):
             for file, options in kinds.items():
                 put(root, f"{part}/{name}/{file}", picture, **options)
     dataset = load(root)
-    assert dataset.train.images.shape == dataset.test.images.shape == (10, 6, 5, 3)
-    for index in (0, 2, 3):
+    assert dataset.train.images.shape == dataset.test.images.shape == (12, 6, 5, 3)
+    for index in (0, 2, 3, 4):
         np.testing.assert_array_equal(dataset.train.images[index], np.asarray(picture))
 
 
@@ -342,24 +343,19 @@ def damaged_root(root):
     put(root, "a/text.png", b"text")
     put(root, "a/truncated.png", put(root, "b/000.png", grey(5)).read_bytes()[:45])
     put(root, "b/annotation.txt", b"text")
-    put(root, "b/folder/0.png", grey(1))
     return root
 
 
 def test_unreadable_files_are_named(damaged_root):
     for name, wrong in {
-        "a/text.png": "is not a PNG, JPEG, WebP or BMP image",
+        "a/text.png": "is not a PNG, JPEG, WebP, BMP or GIF image",
         "a/truncated.png": "cannot be decoded: ",
-        "b/annotation.txt": "is not a PNG, JPEG, WebP or BMP image",
+        "b/annotation.txt": "is not a PNG, JPEG, WebP, BMP or GIF image",
     }.items():
         message = refusal(damaged_root)
         assert message.startswith(f"{damaged_root / name} {wrong}")
         assert message.endswith("; remove it or use --skip-unreadable")
         (damaged_root / name).rename(damaged_root / f".{name.replace('/', '-')}")
-    assert refusal(damaged_root) == (
-        f"cannot read {damaged_root / 'b' / 'folder'}: not a regular file; remove it or use --skip-unreadable"
-    )
-    (damaged_root / "b" / "folder").rename(damaged_root / ".folder")
     dataset = load(damaged_root)
     assert len(dataset.train) + len(dataset.test) == 10
 
@@ -371,11 +367,23 @@ def test_unreadable_files_are_skipped_and_counted_each_time(damaged_root, caplog
         (record,) = caplog.records
         assert (record.name, record.levelno) == ("cnn_jax", logging.WARNING)
         assert record.getMessage() == (
-            f"skipped 4 of the 14 files of {damaged_root}, which cannot be read as images; the first is "
+            f"skipped 3 of the 13 files of {damaged_root}, which cannot be read as images; the first is "
             f"{damaged_root / 'a' / 'text.png'}"
         )
         caplog.clear()
     assert "a/text.png is not a PNG" in refusal(damaged_root)  # the cache of one setting is not used for the other
+
+
+def test_nested_folders_are_ignored_with_a_warning(root, caplog):
+    put_split(root, {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}})
+    for name in ("train/b/2023/0.png", "train/b/2024/0.png", "test/a/2024/deep/0.png", "test/a/.hidden/0.png"):
+        put(root, name, grey(9))
+    dataset = load(root)
+    assert (numbers(dataset.train), numbers(dataset.test)) == ([0, 1], [2, 3])
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"ignored 3 folder(s) inside the class folders of {root}; the first is {root / 'train' / 'b' / '2023'}"
+    )
 
 
 def test_no_readable_image_of_a_class(root, caplog):

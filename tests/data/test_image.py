@@ -1,6 +1,7 @@
 import io
 import os
 import struct
+import sys
 import traceback
 import warnings
 import zlib
@@ -263,6 +264,7 @@ def test_the_first_of_several_pictures_in_a_jpeg():
         (encoded(GREY, "BMP"), False),
         (encoded(COLOUR, "BMP"), True),
         (encoded(COLOUR, "WEBP"), True),
+        (encoded(palette_image(PALETTE, INDICES), "GIF"), True),
     ],
 )
 def test_own_size_and_channels(content, in_colour):
@@ -286,14 +288,53 @@ def refusals(path):
         yield message
 
 
-@pytest.mark.parametrize("content", [b"", b"text\n", encoded(GREY, "GIF"), encoded(GREY, "TIFF"), b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize("content", [b"", b"text\n", encoded(GREY, "PPM"), encoded(GREY, "ICO"), b"\x89PNG\r\n\x1a\n"])
 def test_no_image(tmp_path, content):
     (tmp_path / "x.png").write_bytes(content)
     for message in refusals(tmp_path / "x.png"):
-        assert message == f"{tmp_path / 'x.png'} is not a PNG, JPEG, WebP or BMP image"
+        assert message == f"{tmp_path / 'x.png'} is not a PNG, JPEG, WebP, BMP or GIF image"
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP"])
+@pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"big_tiff": True}])
+def test_tiff(tmp_path, options):
+    (tmp_path / "x.tif").write_bytes(encoded(GREY, "TIFF", **options))
+    for message in refusals(tmp_path / "x.tif"):
+        assert message == f"{tmp_path / 'x.tif'} is a TIFF, which is not supported: convert it to PNG"
+
+
+@pytest.fixture
+def formats_anew():
+    """The formats are determined again in this test, and after it."""
+    image._formats.cache_clear()
+    yield
+    image._formats.cache_clear()
+
+
+@pytest.mark.parametrize("brand", image.HEIC_BRANDS)
+def test_heic_without_its_package(tmp_path, monkeypatch, formats_anew, brand):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "x.heic").write_bytes(struct.pack(">I", 24) + b"ftyp" + brand + bytes(4) + b"mif1" + b"heic")
+    for message in refusals(tmp_path / "x.heic"):
+        assert message == (
+            f"{tmp_path / 'x.heic'} is a HEIC image, which needs pillow-heif: pip install -e '.[heic]', or convert it "
+            "to JPEG"
+        )
+
+
+def test_heic(tmp_path, formats_anew):
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    picture = np.kron(SMOOTH[:6], np.ones((16, 16, 1), np.uint8))
+    for name, options in {"x": {}, "turned": {"exif": exif(6)}}.items():
+        (tmp_path / name).write_bytes(content := encoded(picture, "HEIF", quality=100, **options))
+        expected = np.rot90(picture, -1) if options else picture
+        np.testing.assert_allclose(read_image(tmp_path / name, None, None), expected, atol=12)
+    (tmp_path / "x").write_bytes(content[: len(content) // 2])
+    for message in refusals(tmp_path / "x"):
+        assert message == f"{tmp_path / 'x'} is a damaged HEIC image"
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_truncated(tmp_path, form, share):
     noise = RNG.integers(0, 256, (50, 60, 3), np.uint8)
@@ -373,7 +414,7 @@ def test_control_sequences_in_names(tmp_path):
     path = tmp_path / "a\n\x1b[31m\udcff.png"
     path.write_bytes(b"text")
     for message in refusals(path):
-        assert message == rf"{tmp_path}/a\n\x1b[31m\udcff.png is not a PNG, JPEG, WebP or BMP image"
+        assert message == rf"{tmp_path}/a\n\x1b[31m\udcff.png is not a PNG, JPEG, WebP, BMP or GIF image"
 
 
 @pytest.mark.parametrize(
@@ -443,6 +484,7 @@ GENUINE = {
         "JPEG": {"exif": exif(6), "progressive": True},
         "WEBP": {"exif": exif(6)},
         "BMP": {},
+        "GIF": {},
     }.items()
 }
 

@@ -43,10 +43,10 @@ logger = logging.getLogger("cnn_jax")
 def load(path: str, config: Config) -> Dataset:
     """Read ``train/CLASS/``, optionally ``val/CLASS/``, and ``test/CLASS/`` of a folder, or ``CLASS/`` without splits.
 
-    The images are PNG, JPEG, WebP or BMP files directly in the classes' folders; any other file there, unless hidden,
-    counts as an unreadable image. Files next to the classes' folders are ignored, as are folders next to those of the
-    splits. Every file is read once. It is decoded only if the cache, in the user's cache directory, has no image from a
-    file with the same content.
+    The images are the files directly in the classes' folders; one that ``read_image`` cannot read, unless it is hidden,
+    counts as an unreadable image. Folders inside the classes' folders are ignored with a warning. Files next to the
+    classes' folders are ignored, as are folders next to those of the splits. Every file is read once. It is decoded
+    only if the cache, in the user's cache directory, has no image from a file with the same content.
 
     Without splits, a fifth of the images is held out for testing, and ``validation_fraction`` of the training images
     for validation. Which ones depends on the content of the files and ``split_seed``; see ``cnn_jax.data.splits``. The
@@ -142,7 +142,7 @@ def _read(root: Path, folders: Mapping[str, Path], config: Config, cache: ImageC
     """Read all files of the splits' folders; afterwards the cache has their images."""
     class_names = _class_names(root, list(folders.values()))
     class_folders = [folder / name for folder in folders.values() for name in class_names]
-    paths = [_visible(folder) for folder in class_folders]
+    paths = _files(root, class_folders)
     _check_counts(class_folders, map(len, paths), min_images)
     flat = list(itertools.chain.from_iterable(paths))
     digests, image_shape = _decoded(root, flat, config, cache)
@@ -153,6 +153,18 @@ def _read(root: Path, folders: Mapping[str, Path], config: Config, cache: ImageC
     # As objects: numpy would strip null bytes from the end of bytes.
     names = np.array([str(path.relative_to(root)) for path in flat], object)[readable]
     return _Files(class_names, labels, part, np.array(digests, object)[readable], names, image_shape)
+
+
+def _files(root: Path, class_folders: Iterable[Path]) -> list[list[Path]]:
+    """The files of each class folder, with a warning if there are other folders inside."""
+    entries = [_visible(folder) for folder in class_folders]
+    nested = [path for paths in entries for path in paths if os.path.isdir(path)]  # noqa: PTH112 (never raises)
+    if nested:
+        logger.warning(
+            "ignored %d folder(s) inside the class folders of %s; the first is %s", len(nested), root, nested[0]
+        )
+    ignored = set(nested)
+    return [[path for path in paths if path not in ignored] for paths in entries]
 
 
 def _splits(root: Path, files: _Files, selected: Mapping[str, np.ndarray], cache: ImageCache) -> dict[str, Split]:

@@ -1,6 +1,7 @@
 """Reading an image file of any size and kind as an array of a given shape."""
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -13,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Literal
 import numpy as np
 
 from cnn_jax import files
-from cnn_jax.data import background
+from cnn_jax.data import background, gif
 from cnn_jax.data.memory import MemoryBudget
 from cnn_jax.errors import UsageError
 
@@ -23,8 +24,14 @@ if TYPE_CHECKING:
 Fit = Literal["pad", "crop", "stretch"]
 """How an image of another aspect ratio is brought to a size."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-"""Pillow's names of the formats that are decoded; its other decoders are never tried."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+"""Pillow's names of the formats that are decoded; its other decoders are never tried, except that of pillow-heif."""
+
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""Bytes 8 to 11 of a HEIC file (ISO/IEC 23008-12)."""
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of a TIFF, in either byte order, with offsets of 32 or 64 bits."""
 
 MAX_FILE_BYTES = 1 << 28
 """Maximum size of an image file in bytes, enough for any that is compressed."""
@@ -64,7 +71,8 @@ def read_image(
     the size keeps its pixels unchanged. Use ``quiet`` to suppress Pillow's warnings.
 
     Args:
-        source: a PNG, JPEG, WebP or BMP file, recognised by its content; or such a file opened for reading bytes.
+        source: a PNG, JPEG, WebP, BMP or GIF file, or a HEIC file if pillow-heif is installed, recognised by its
+            content; or such a file opened for reading bytes.
         size: height and width, or None to keep the image's own.
         channels: 1 for grey, 3 for red, green and blue, or None to keep colour files in colour and grey ones in grey.
         fit: ``"pad"`` resizes the image to fit inside the size and centers it on its own background color, the median
@@ -160,8 +168,12 @@ def _opened_image(source: Path | IO[bytes]) -> Iterator["Image.Image"]:
     name = source if isinstance(source, Path) else getattr(source, "name", "the image")
     limits = f"the limits are {MAX_PIXELS} pixels, and {MAX_SIDE} in height or width"
     with opened(source) if isinstance(source, Path) else contextlib.nullcontext(source) as file:
+        start = file.read(12)
+        file.seek(0)
         try:
-            with Image.open(file, formats=FORMATS) as image:
+            if start.startswith(gif.MAGIC):
+                file = io.BytesIO(gif.first_frame(file.read()))
+            with Image.open(file, formats=_formats()) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
                     raise UsageError(f"{name} is too large, {width}x{height} pixels: {limits}")
@@ -169,12 +181,34 @@ def _opened_image(source: Path | IO[bytes]) -> Iterator["Image.Image"]:
         except (UsageError, MemoryError):
             raise
         except UnidentifiedImageError:
-            raise UsageError(f"{name} is not a PNG, JPEG, WebP or BMP image") from None
+            raise UsageError(f"{name} {_problem(start)}") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
             raise UsageError(f"{name} is too large: {limits}") from None
         except Exception as error:  # decoders raise errors of their own and Python's
             reason = textwrap.shorten(str(error), 100) or type(error).__name__
             raise UsageError(f"{name} cannot be decoded: {reason}") from None
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """``FORMATS``, and HEIC if the package that decodes it is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return FORMATS
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
+def _problem(start: bytes) -> str:
+    """Why a file that starts with these 12 bytes is not decoded, and what to do."""
+    if start.startswith(TIFF_MAGIC):  # Pillow before 13 lets a small TIFF take any amount of memory
+        return "is a TIFF, which is not supported: convert it to PNG"
+    if start[4:8] == b"ftyp" and start[8:] in HEIC_BRANDS:
+        if "HEIF" in _formats():
+            return "is a damaged HEIC image"
+        return "is a HEIC image, which needs pillow-heif: pip install -e '.[heic]', or convert it to JPEG"
+    return "is not a PNG, JPEG, WebP, BMP or GIF image"
 
 
 def _resized(image: "Image.Image", size: tuple[int, int], fit: Fit) -> "Image.Image":
