@@ -39,7 +39,8 @@ class PredictFlags(Settings):
 
     run: FilePath = setting("the run directory", metavar="RUN", positional=True)
     paths: Annotated[tuple[FilePath, ...], Meta(description="paths")] = setting(
-        "image files (PNG, JPEG, WebP, BMP, GIF, HEIC), folders of them, or - to read a list of files from standard input",
+        "image files (PNG, JPEG, WebP, BMP, GIF, HEIC), folders of them, or - to read a list of files from standard "
+        "input",
         metavar="PATH...",
         positional=True,
     )

@@ -90,14 +90,25 @@ def test_train_and_test(root, capfd, caplog):
     assert dataset.name == f"folder:{root}"
     assert dataset.class_names == ("cat", "dog")
     assert dataset.image_shape == (4, 3, 1)
-    for split, labels in ((dataset.train, [0, 0, 0, 1, 1]), (dataset.test, [0, 0, 1])):
+    for split in (dataset.train, dataset.test):
         assert split.images.dtype == np.uint8
         assert split.labels.dtype == np.int32
-        assert split.labels.tolist() == labels
-    assert numbers(dataset.train) == [2, 3, 4, 0, 1]
+    labels = dict(zip(numbers(dataset.train), dataset.train.labels.tolist(), strict=True))
+    assert labels == {0: 1, 1: 1, 2: 0, 3: 0, 4: 0}
     assert numbers(dataset.test) == [6, 7, 5]
+    assert dataset.test.labels.tolist() == [0, 0, 1]
     assert capfd.readouterr() == ("", "")
     assert caplog.records == []
+
+
+def test_the_training_images_of_all_classes_are_mixed(root):
+    put_split(root, {"train": {"a": 40, "b": 40}, "test": {"a": 2, "b": 2}})
+    dataset = load(root)
+    # Steps of 10 examples without --shuffle have both classes, with a probability of 0.98 for random orders.
+    assert all(0 < labels.sum() < 10 for labels in dataset.train.labels.reshape(8, 10))
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in sorted(root.glob("train/*/*.png"))]
+    assert numbers(dataset.train) == sorted(range(80), key=digests.__getitem__)
+    assert dataset.train.labels.tolist() == [number // 40 for number in numbers(dataset.train)]
 
 
 def held_out_values(root, **settings):
@@ -209,7 +220,7 @@ def test_its_own_validation_split(root, name):
     dataset = load(root)
     assert folder.has_splits(str(root))
     assert list(dataset.splits) == ["train", "validation", "test"]
-    assert [numbers(split) for split in dataset.splits.values()] == [[0, 1], [2, 3, 4], [5, 6]]
+    assert [sorted(numbers(split)) for split in dataset.splits.values()] == [[0, 1], [2, 3, 4], [5, 6]]
     assert dataset.validation.labels.tolist() == [0, 0, 1]
     assert refusal(root, validation_fraction=0.5) == (
         f"folder:{root} has its own validation split: leave out validation_fraction"
@@ -242,7 +253,7 @@ def test_hidden_files_and_files_next_to_the_classes_are_ignored(root):
         put(root, name, grey(9))
     dataset = load(root)
     assert dataset.class_names == ("a", "b")
-    assert (numbers(dataset.train), numbers(dataset.test)) == ([0, 1], [2, 3])
+    assert (sorted(numbers(dataset.train)), numbers(dataset.test)) == ([0, 1], [2, 3])
 
 
 def test_a_class_named_train(root):
@@ -379,7 +390,7 @@ def test_nested_folders_are_ignored_with_a_warning(root, caplog):
     for name in ("train/b/2023/0.png", "train/b/2024/0.png", "test/a/2024/deep/0.png", "test/a/.hidden/0.png"):
         put(root, name, grey(9))
     dataset = load(root)
-    assert (numbers(dataset.train), numbers(dataset.test)) == ([0, 1], [2, 3])
+    assert (sorted(numbers(dataset.train)), numbers(dataset.test)) == ([0, 1], [2, 3])
     (record,) = caplog.records
     assert record.getMessage() == (
         f"ignored 3 folder(s) inside the class folders of {root}; the first is {root / 'train' / 'b' / '2023'}"
@@ -569,7 +580,7 @@ def assert_as_without_a_cache(root, tmp_path, monkeypatch, **settings):
 def test_cached_images_are_not_decoded_again(kept, decoded):
     root, cache = kept
     dataset = load(root)
-    assert (numbers(dataset.train), numbers(dataset.test)) == ([0, 1, 2, 3], [4, 5])
+    assert (sorted(numbers(dataset.train)), numbers(dataset.test)) == ([0, 1, 2, 3], [4, 5])
     assert dataset.train.images.shape == (4, 4, 3, 1)
     root.rename(root.with_name("moved"))
     assert load(root.with_name("moved"), seed=5).name == f"folder:{root.with_name('moved')}"
@@ -583,10 +594,10 @@ def test_only_changed_and_new_files_are_decoded(kept, decoded, tmp_path, monkeyp
     content = path.read_bytes()
     changed = put(root, path, grey(200)).read_bytes()
     assert len(changed) == len(content)
-    assert numbers(load(root).train) == [0, 1, 2, 200]
+    assert sorted(numbers(load(root).train)) == [0, 1, 2, 200]
     assert decoded == [path]
     path.write_bytes(content)
-    assert numbers(load(root).train) == [0, 1, 2, 3]
+    assert sorted(numbers(load(root).train)) == [0, 1, 2, 3]
     new = put(root, "test/a/!.png", grey(100))
     assert numbers(load(root).test) == [100, 4, 5]
     assert decoded == [path, new]
@@ -665,7 +676,7 @@ def test_images_stay_valid_after_their_cache_is_removed_or_replaced(kept):
     dataset = load(root)
     cache.unlink()
     load(root)
-    assert (numbers(dataset.train), numbers(dataset.test)) == ([0, 1, 2, 3], [4, 5])
+    assert (sorted(numbers(dataset.train)), numbers(dataset.test)) == ([0, 1, 2, 3], [4, 5])
 
 
 def forged(content, shape=(6, 4, 3, 1)):
@@ -701,7 +712,7 @@ def test_a_damaged_cache_is_replaced(kept, decoded, damage, num_decoded, caplog,
     assert cache.read_bytes() != content
     for _ in range(2):
         dataset = load(root)
-        assert (numbers(dataset.train), numbers(dataset.test)) == ([0, 1, 2, 3], [4, 5])
+        assert (sorted(numbers(dataset.train)), numbers(dataset.test)) == ([0, 1, 2, 3], [4, 5])
         assert len(decoded) == num_decoded
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
@@ -727,7 +738,7 @@ def test_a_cache_file_that_is_none_is_not_used(kept, decoded, replace):
     replace(cache)
     for _ in range(2):
         dataset = load(root)
-        assert (numbers(dataset.train), numbers(dataset.test)) == ([0, 1, 2, 3], [4, 5])
+        assert (sorted(numbers(dataset.train)), numbers(dataset.test)) == ([0, 1, 2, 3], [4, 5])
     assert len(decoded) == (12 if cache.is_dir() else 6)
 
 
@@ -890,8 +901,8 @@ def test_a_file_that_changes_while_it_is_decoded(root, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(folder, "read_image", change)
-        assert numbers(load(root).train) == [0, 1, 2, 3]
-    assert numbers(load(root).train) == [0, 1, 2, 200]
+        assert sorted(numbers(load(root).train)) == [0, 1, 2, 3]
+    assert sorted(numbers(load(root).train)) == [0, 1, 2, 200]
 
 
 def test_a_pipe_and_a_huge_file_are_skipped(root):

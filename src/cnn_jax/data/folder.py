@@ -49,8 +49,10 @@ def load(path: str, config: Config) -> Dataset:
     only if the cache, in the user's cache directory, has no image from a file with the same content.
 
     Without splits, a fifth of the images is held out for testing, and ``validation_fraction`` of the training images
-    for validation. Which ones depends on the content of the files and ``split_seed``; see ``cnn_jax.data.splits``. The
-    images are then in the order of their files' SHA-256 digests.
+    for validation. Which ones depends on the content of the files and ``split_seed``; see ``cnn_jax.data.splits``.
+
+    The images for training, and those held out of them, are in the order of their files' SHA-256 digests, which mixes
+    the classes. Those of ``val`` and ``test`` are in the order of the classes and file names.
 
     Args:
         path: the folder.
@@ -70,10 +72,9 @@ def load(path: str, config: Config) -> Dataset:
         raise own_validation(dataset_name(path))
     with _cache(config) as cache:
         files = _read(root, folders, config, cache, min_images=1 if len(folders) > 1 else 2)
-        if len(folders) > 1:
-            selected = {split: np.flatnonzero(files.part == number) for number, split in enumerate(folders)}
-        else:
-            selected = {"train": np.argsort(files.digests, kind="stable")}
+        selected = {split: np.flatnonzero(files.part == number) for number, split in enumerate(folders)}
+        # In the order of the classes, training with --no-shuffle would end with many steps on the last class only.
+        selected["train"] = selected["train"][np.argsort(files.digests[selected["train"]], kind="stable")]
 
         def hold_out(split: Part, fraction: float) -> None:
             train = selected["train"]
