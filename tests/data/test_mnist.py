@@ -77,7 +77,7 @@ def test_swapped_files(fakes, tmp_path, form):
 
 
 @pytest.mark.parametrize("form", ["gzip", "plain"])
-@pytest.mark.parametrize("damage", [lambda body: body[:-3], lambda body: body + b"\0", lambda body: b""])
+@pytest.mark.parametrize("damage", [lambda body: body[:-3], lambda body: body + b"x", lambda body: b""])
 def test_damaged_file_is_an_error_and_stays(fakes, served, tmp_path, form, damage):
     fakes.put("fashion_mnist", tmp_path, form)
     path = tmp_path / f"{PARTS[2]}{'.gz' if form == 'gzip' else ''}"
@@ -116,11 +116,51 @@ def test_too_few_images_and_labels_with_unknown_digests(fakes, tmp_path, idx_byt
         mnist.load("kmnist", tmp_path)
 
 
-def test_compressed_file_with_another_digest(fakes, tmp_path):
+def test_a_file_may_be_compressed_again(fakes, tmp_path):
+    fakes.put("mnist", tmp_path)
+    again = gzip.compress(fakes.files["mnist"][PARTS[0]], 1, mtime=1)
+    assert again != fakes.gzipped["mnist"][PARTS[0]]
+    (tmp_path / f"{PARTS[0]}.gz").write_bytes(again)
+    assert_is(mnist.load("mnist", tmp_path), "mnist", fakes.arrays["mnist"])
+    fakes.put("fashion_mnist", tmp_path / "fashion_mnist")
+    (tmp_path / "fashion_mnist" / f"{PARTS[0]}.gz").write_bytes(again)
+    with pytest.raises(UsageError, match=f"{PARTS[0]}.gz is mnist's {PARTS[0]}, not fashion_mnist's {PARTS[0]}; move"):
+        mnist.load("fashion_mnist", tmp_path / "fashion_mnist")
+
+
+def test_a_file_compressed_again_whose_content_is_unknown(fakes, tmp_path):
     fakes.put("kmnist", tmp_path)
     (tmp_path / f"{PARTS[0]}.gz").write_bytes(gzip.compress(fakes.files["kmnist"][PARTS[0]], 1, mtime=1))
-    with pytest.raises(UsageError, match="is damaged or not kmnist's"):
+    with pytest.raises(UsageError, match="is damaged or not kmnist's: compressed, it must be the same file as the pub"):
         mnist.load("kmnist", tmp_path)
+
+
+@pytest.mark.parametrize("damaged", [b"", b"text", b"\x1f\x8b", gzip.compress(b"other")])
+@pytest.mark.parametrize("intact", [PARTS[0], f"mnist/{PARTS[0]}", PARTS[0].replace("-idx", ".idx")])
+def test_an_intact_file_beside_a_damaged_one(fakes, tmp_path, damaged, intact):
+    fakes.put("mnist", tmp_path)
+    (tmp_path / f"{PARTS[0]}.gz").write_bytes(damaged)
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / intact).write_bytes(fakes.files["mnist"][PARTS[0]])
+    assert_is(mnist.load("mnist", tmp_path), "mnist", fakes.arrays["mnist"])
+
+
+def test_two_damaged_forms_of_a_file(fakes, tmp_path):
+    fakes.put("mnist", tmp_path)
+    for name in (f"{PARTS[0]}.gz", PARTS[0]):
+        (tmp_path / name).write_bytes(b"text")
+    with pytest.raises(UsageError, match=f"{PARTS[0]}.gz is damaged or not mnist's: its content differs from the pub"):
+        mnist.load("mnist", tmp_path)
+
+
+def test_a_file_that_decompresses_to_too_much(fakes, tmp_path, monkeypatch):
+    fakes.put("mnist", tmp_path)
+    monkeypatch.setattr(mnist, "MAX_FILE_BYTES", 1000)
+    (tmp_path / f"{PARTS[0]}.gz").write_bytes(gzip.compress(bytes(10**5)))
+    with pytest.raises(UsageError, match="is damaged or not mnist's"):
+        mnist.load("mnist", tmp_path)
+    assert mnist._decompressed(gzip.compress(bytes(1000))) == bytes(1000)
+    assert mnist._decompressed(gzip.compress(bytes(1001))) == b""
 
 
 def test_download_and_then_no_more(fakes, served, tmp_path, capfd):
@@ -216,15 +256,17 @@ def test_the_real_datasets(tmp_path, name, classes, host):
 
 
 @needs_genuine
-@pytest.mark.parametrize("unpack", [False, True])
-def test_genuine_fashion_mnist(tmp_path, monkeypatch, unpack):
+@pytest.mark.parametrize("form", ["published", "decompressed", "compressed again"])
+def test_genuine_fashion_mnist(tmp_path, monkeypatch, form):
     monkeypatch.setitem(sys.modules, "requests", None)
     directory = GENUINE
-    if unpack:
+    if form != "published":
         directory = tmp_path
         folder = GENUINE if (GENUINE / f"{PARTS[0]}.gz").is_file() else GENUINE / "fashion_mnist"
         for part in PARTS:
-            (tmp_path / part).write_bytes(gzip.decompress((folder / f"{part}.gz").read_bytes()))
+            content = gzip.decompress((folder / f"{part}.gz").read_bytes())
+            suffix, content = (".gz", gzip.compress(content, 1)) if form == "compressed again" else ("", content)
+            (tmp_path / f"{part}{suffix}").write_bytes(content)
     dataset = mnist.load("fashion_mnist", directory)
     assert dataset.image_shape == (28, 28, 1)
     assert dataset.train.images.shape == (60_000, 28, 28, 1)

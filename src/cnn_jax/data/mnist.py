@@ -2,6 +2,8 @@
 
 import gzip
 import hashlib
+import io
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -101,9 +103,11 @@ def family(name: str, directory: Path) -> Family:
 def load(name: str, directory: Path) -> Dataset:
     """Read the four files of a dataset from ``directory`` or ``directory/name``, downloading those that are missing.
 
-    The files have the names under which they were published, and are compressed with gzip or not. The network is not
-    used if all of them exist. Every file is verified against its published SHA-256 digest before it is decompressed
-    and decoded, except kmnist's decompressed files, whose digests are unknown: their size and shape are checked.
+    The files have the names under which they were published, and are compressed with gzip or not. Of several forms of a
+    file, the first one that is intact is used. The network is not used if all of them exist.
+
+    The content of every file is verified by its SHA-256 digest, however it is compressed. The digests of kmnist's
+    content are unknown: compressed files must be the published ones, and of others the size and shape are checked.
 
     Args:
         name: one of ``FAMILIES``.
@@ -117,12 +121,14 @@ def load(name: str, directory: Path) -> Dataset:
         DownloadError: a file is missing and cannot be downloaded.
         CnnJaxError: the server sent another file.
     """
-    paths = _find(name, directory)
+    found = _find(name, directory)
     wanted = family(name, directory)
     owners = {
         sha256: (other, part) for other in FAMILIES for sha256, part in family(other, directory).part_of_sha256.items()
     }
-    contents = {part: _read(path, part, wanted, owners, directory) for part, path in paths.items()}
+    paths, contents = {}, {}
+    for part, candidates in found.items():
+        paths[part], contents[part] = _first_intact(candidates, part, wanted, owners, directory)
     missing = {part: url for part, url in wanted.urls.items() if part not in paths}
     if missing:
         fetch({url: wanted.url_infos[url] for url in missing.values()}, directory, name)
@@ -136,16 +142,16 @@ def load(name: str, directory: Path) -> Dataset:
     return Dataset(name, train, test, wanted.class_names)
 
 
-def _find(name: str, directory: Path) -> dict[str, Path]:
-    """The files that exist, by part."""
+def _find(name: str, directory: Path) -> dict[str, list[Path]]:
+    """The files that exist of each part that has any; those in the dataset's own folder come first."""
     found = {}
-    for folder in (directory, directory / name):  # the dataset's own folder takes precedence
+    for folder in (directory / name, directory):
         names = _files(folder)
         for part in PARTS:
             # Some archives of MNIST use the name train-images.idx3-ubyte.
-            for spelling in (part.replace("-idx", ".idx"), part, f"{part}.gz"):
+            for spelling in (f"{part}.gz", part, part.replace("-idx", ".idx")):
                 if spelling in names:
-                    found[part] = folder / spelling
+                    found.setdefault(part, []).append(folder / spelling)
     return found
 
 
@@ -160,11 +166,24 @@ def _files(directory: Path) -> set[str]:
         ) from None
 
 
+def _first_intact(
+    paths: Sequence[Path], part: str, wanted: Family, owners: Mapping[str, tuple[str, str]], directory: Path
+) -> tuple[Path, bytes]:
+    """The first of the files that can be read, and its content; if there is none, the error of the first is raised."""
+    errors = []
+    for path in paths:
+        try:
+            return path, _read(path, part, wanted, owners, directory)
+        except UsageError as error:
+            errors.append(error)
+    raise errors[0]
+
+
 def _read(path: Path, part: str, wanted: Family, owners: Mapping[str, tuple[str, str]], directory: Path) -> bytes:
     """The content of a file, decompressed.
 
     Raises:
-        UsageError: the file is not, byte for byte, the expected part.
+        UsageError: the file cannot be read, or its content is not that of the published file.
     """
     try:
         with files.open_data(path, MAX_FILE_BYTES) as file:
@@ -173,15 +192,29 @@ def _read(path: Path, part: str, wanted: Family, owners: Mapping[str, tuple[str,
         raise UsageError(f"cannot read {path}: {error.strerror}; delete it to download it again") from None
     compressed = content.startswith(GZIP_MAGIC)
     owner = owners.get(hashlib.sha256(content).hexdigest())
+    if compressed:
+        content = _decompressed(content)
+        owner = owner or owners.get(hashlib.sha256(content).hexdigest())  # it may have been compressed again
     if owner and owner != (wanted.name, part):
         target = directory.joinpath(*owner).with_suffix(".gz" if compressed else "")
         raise UsageError(f"{path} is {owner[0]}'s {owner[1]}, not {wanted.name}'s {part}; move it to {target}")
     if not owner and (compressed or wanted.unpacked):
+        problem = "its content differs from" if wanted.unpacked else "compressed, it must be the same file as"
         raise UsageError(
-            f"{path} is damaged or not {wanted.name}'s: its SHA-256 digest differs from the published file's; "
+            f"{path} is damaged or not {wanted.name}'s: {problem} the published file, by the SHA-256 digests; "
             "delete it to download it again"
         )
-    return gzip.decompress(content) if compressed else content
+    return content
+
+
+def _decompressed(content: bytes) -> bytes:
+    """The content of a gzip file; empty if it is damaged or larger than ``MAX_FILE_BYTES``."""
+    try:
+        with gzip.open(io.BytesIO(content)) as file:
+            decompressed = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, EOFError, zlib.error):
+        return b""
+    return decompressed if len(decompressed) <= MAX_FILE_BYTES else b""
 
 
 def _split(
