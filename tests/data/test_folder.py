@@ -460,13 +460,13 @@ def test_no_permission():
 @pytest.mark.parametrize(
     ("path", "wrong"),
     [
-        ("missing", "cannot read the folder {}: No such file or directory; use another folder:PATH"),
-        ("file", "cannot read the folder {}: Not a directory; use another folder:PATH"),
+        ("missing", "cannot read the folder {}: No such file or directory; if it has moved, give its new path"),
+        ("file", "cannot read the folder {}: Not a directory; if it has moved, give its new path"),
     ],
 )
 def test_no_folder(tmp_path, path, wrong):
     put(tmp_path, "file", b"text")
-    assert refusal(tmp_path / path) == wrong.format(tmp_path / path)
+    assert refusal(tmp_path / path) == f"{wrong.format(tmp_path / path)} with --dataset folder:PATH"
 
 
 def test_unknown_home_directory():

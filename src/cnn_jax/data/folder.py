@@ -244,7 +244,10 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _unreadable(folder: Path, error: OSError) -> UsageError:
-    return UsageError(f"cannot read the folder {folder}: {error.strerror}; use another folder:PATH")
+    return UsageError(
+        f"cannot read the folder {folder}: {error.strerror}; if it has moved, give its new path with --dataset "
+        "folder:PATH"
+    )
 
 
 def _few(names: Sequence[str]) -> str:

@@ -353,7 +353,10 @@ def _check_same(config: Config, directory: Workdir, saved: RunMetadata | None) -
     before, now = (
         dataclasses.asdict(c) for c in (load_config(directory.path) if saved is None else saved.config, config)
     )
-    different = [name for name in now if now[name] != before[name] and name not in MAY_CHANGE]
+    may_change = set(MAY_CHANGE)
+    if all(config["dataset"].startswith("folder:") for config in (before, now)):
+        may_change.add("dataset")  # a folder may have moved: _restore compares the images
+    different = [name for name in now if now[name] != before[name] and name not in may_change]
     if different:
         differences = ", ".join(f"{name} was {before[name]} and is now {now[name]}" for name in different)
         raise UsageError(
