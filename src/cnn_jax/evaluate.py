@@ -1,17 +1,23 @@
 """``python -m cnn_jax.evaluate RUN``: the accuracy of a trained network, overall and by class."""
 
+import csv
 import dataclasses
-from collections.abc import Sequence
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnn_jax import cli
-from cnn_jax.errors import printable
+from cnn_jax import cli, files
+from cnn_jax.errors import UsageError, printable
 from cnn_jax.settings import Checkpoint, FilePath, Name, Settings, Switch, setting
 
 if TYPE_CHECKING:
     from cnn_jax.data import Dataset
-    from cnn_jax.runs.run import Run
+    from cnn_jax.runs.run import Evaluation, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +35,10 @@ class EvaluateFlags(Settings):
         "skip files in folder:PATH that cannot be read as images, and print how many", default=False
     )
     data_dir: FilePath | None = setting("the directory of the dataset, if it has moved", default=None, metavar="DIR")
+    json: Switch = setting("print the result as one JSON object, including the confusion matrix", default=False)
+    predictions: FilePath | None = setting(
+        "also write the prediction for each test image to a CSV file", default=None, metavar="FILE"
+    )
 
 
 def main(args: Sequence[str]) -> int:
@@ -36,19 +46,59 @@ def main(args: Sequence[str]) -> int:
     flags = cli.parse(EvaluateFlags, args, module="cnn_jax.evaluate")
     cli.initialize_jax()
     # Slow imports come after the flags are parsed.
-    from cnn_jax.report.tables import class_table, confused_pairs
     from cnn_jax.runs.run import load_run
 
     run = load_run(flags.run, flags.checkpoint)
-    dataset = _load(run, flags)
+    dataset = run.aligned(_load(run, flags))
     evaluation = run.evaluate(dataset)
-    print(
-        f"dataset: {printable(dataset.name)} step: {int(run.state.step)} test_accuracy: {evaluation.accuracy:.4f} "
-        f"test_loss: {evaluation.loss:.4f} examples: {len(evaluation.labels)}\n"
-    )
-    print(class_table(evaluation.labels, evaluation.predictions, run.class_names))
-    print(confused_pairs(evaluation.labels, evaluation.predictions, run.class_names))
+    print(_json(run, dataset, evaluation) if flags.json else _text(run, dataset, evaluation))
+    if flags.predictions is not None:
+        with _writing(flags.predictions) as path:
+            _save_predictions(path, dataset, evaluation)
     return 0
+
+
+def _text(run: "Run", dataset: "Dataset", evaluation: "Evaluation") -> str:
+    from cnn_jax.report.tables import class_table, confused_pairs
+
+    results = (evaluation.labels, evaluation.predictions, run.class_names)
+    return (
+        f"dataset: {printable(dataset.name)} step: {int(run.state.step)} test_accuracy: {evaluation.accuracy:.4f} "
+        f"test_loss: {evaluation.loss:.4f} examples: {len(evaluation.labels)}\n\n"
+        f"{class_table(*results)}\n{confused_pairs(*results)}"
+    )
+
+
+def _json(run: "Run", dataset: "Dataset", evaluation: "Evaluation") -> str:
+    from cnn_jax.report.tables import class_scores
+
+    return json.dumps(
+        {
+            "dataset": dataset.name,
+            "step": int(run.state.step),
+            "test_accuracy": evaluation.accuracy,
+            "test_loss": evaluation.loss if math.isfinite(evaluation.loss) else None,  # JSON has no infinity
+            "examples": len(evaluation.labels),
+            **class_scores(evaluation.labels, evaluation.predictions, run.class_names),
+        }
+    )
+
+
+def _save_predictions(path: Path, dataset: "Dataset", evaluation: "Evaluation") -> None:
+    """Write a row for each test image, named by its file in a folder or else by its index."""
+    names, test = dataset.class_names, dataset.test
+    # A file name may not be valid Unicode: its bytes are written as they are.
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["index" if test.files is None else "file", "label", "prediction", "probability"])
+        for name, label, prediction, probability in zip(
+            range(len(test)) if test.files is None else test.files,
+            evaluation.labels,
+            evaluation.predictions,
+            evaluation.probabilities.max(axis=-1),
+            strict=True,
+        ):
+            writer.writerow([name, names[label], names[prediction], f"{probability:.6f}"])
 
 
 def _load(run: "Run", flags: EvaluateFlags) -> "Dataset":
@@ -72,6 +122,23 @@ def _load(run: "Run", flags: EvaluateFlags) -> "Dataset":
     if is_folder and path and not folder.has_splits(path) and folder.dataset_name(path) != run.config.dataset:
         return folder.load_unsplit(path, config)  # the network was not trained on any of these images
     return data.load(config)
+
+
+@contextmanager
+def _writing(name: str) -> Iterator[Path]:
+    """Yield a temporary file that replaces the named one.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    path = Path(os.path.realpath(files.expanded(name)))  # a symbolic link stays one
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a regular file: choose another file")
+        with files.replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise UsageError(f"cannot write {path} ({error.strerror}): choose another file") from None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import base64
 import bisect
 import dataclasses
 import datetime
-import functools
 import io
 import itertools
 import statistics
@@ -17,7 +16,7 @@ import numpy as np
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
 from cnn_jax.report.plots import COLORS, METRICS, curves_svg
-from cnn_jax.report.tables import best_epoch, format_metric, metrics_by_split, most_confused
+from cnn_jax.report.tables import best_epoch, class_scores, format_metric, metrics_by_split, most_confused
 from cnn_jax.training.history import EpochRecord
 
 MAX_CLASSES = 100
@@ -74,7 +73,6 @@ def save_page(
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
-    from sklearn.metrics import confusion_matrix
 
     environment = Environment(
         loader=PackageLoader("cnn_jax", "report"),
@@ -86,7 +84,8 @@ def save_page(
     environment.filters |= {"metric": format_metric}
     labels, names = dataset.test.labels, dataset.class_names
     predictions = np.argmax(logits, axis=-1)
-    counts = confusion_matrix(labels, predictions, labels=range(len(names)))
+    scores = class_scores(labels, predictions, names)
+    counts = np.array(scores["confusion_matrix"])
     html = environment.get_template("page.html.j2").render(
         config=config,
         settings=_settings(config),
@@ -104,7 +103,8 @@ def save_page(
             kind: list(itertools.pairwise((0, *bounds, 1)))
             for kind, bounds in (("correct", CORRECT_SHADES), ("wrong", WRONG_SHADES))
         },
-        scores=_scores(dataset, predictions),
+        scores=scores,
+        train_counts=np.bincount(dataset.train.labels, minlength=len(names)).tolist(),
         pictures=_most_confident_mistakes(dataset, logits),
         pixelated=max(dataset.image_shape[:2]) <= PIXELATED_SIDE,
         dataset=dataset,
@@ -193,22 +193,6 @@ def _matrix(counts: np.ndarray) -> list[list[tuple[int, str]]]:
         [(int(count), shade(true, predicted, fractions[true, predicted])) for predicted, count in enumerate(row)]
         for true, row in enumerate(counts)
     ]
-
-
-def _scores(dataset: Dataset, predictions: np.ndarray) -> dict[str, list[tuple[Any, ...]]]:
-    """Name, precision, recall, F1, and test and training images of the classes, and of their averages."""
-    from sklearn.metrics import precision_recall_fscore_support
-
-    names, labels = dataset.class_names, dataset.test.labels
-    score = functools.partial(
-        precision_recall_fscore_support, labels, predictions, labels=range(len(names)), zero_division=0
-    )
-    train_counts = np.bincount(dataset.train.labels, minlength=len(names))
-    sizes = (len(labels), len(dataset.train))
-    return {
-        "classes": [tuple(row) for row in zip(names, *score(), train_counts, strict=True)],
-        "averages": [(f"{kind} average", *score(average=kind)[:3], *sizes) for kind in ("macro", "weighted")],
-    }
 
 
 def _most_confident_mistakes(dataset: Dataset, logits: np.ndarray) -> list[dict[str, Any]]:

@@ -1,10 +1,12 @@
 """Metrics as text."""
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from sklearn.metrics import classification_report, confusion_matrix
+from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
 from cnn_jax.errors import printable
 from cnn_jax.training.history import EpochRecord
@@ -22,6 +24,34 @@ def class_table(labels: np.ndarray, predictions: np.ndarray, class_names: Sequen
     return classification_report(
         labels, predictions, labels=range(len(names)), target_names=names, digits=4, zero_division=0
     )
+
+
+def class_scores(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """The numbers of ``class_table`` and the confusion matrix, as values that can be converted to JSON.
+
+    Args:
+        labels: int ``[N]``, the true classes.
+        predictions: int ``[N]``, the predicted classes.
+        class_names: one name per class.
+
+    Returns:
+        ``classes``, a list of ``name``, ``precision``, ``recall``, ``f1`` and ``support`` of each class; ``averages``,
+        the first three numbers of the ``macro`` and ``weighted`` average; and ``confusion_matrix``, lists of counts by
+        true class (row) and predicted class (column).
+    """
+    indices = range(len(class_names))
+    score = functools.partial(precision_recall_fscore_support, labels, predictions, labels=indices, zero_division=0)
+    metrics = ("precision", "recall", "f1")
+    return {
+        "classes": [
+            {"name": name, **dict(zip((*metrics, "support"), row, strict=True))}
+            for name, *row in zip(class_names, *(column.tolist() for column in score()), strict=True)
+        ],
+        "averages": {
+            kind: dict(zip(metrics, map(float, score(average=kind)[:3]), strict=True)) for kind in ("macro", "weighted")
+        },
+        "confusion_matrix": confusion_matrix(labels, predictions, labels=indices).tolist(),
+    }
 
 
 def confused_pairs(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], most: int = 5) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from cnn_jax import data
 from cnn_jax.config import Config
-from cnn_jax.data import Dataset, Split, background
+from cnn_jax.data import Dataset, background
 from cnn_jax.data.image import read_image
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.formats import Format, verify
@@ -42,12 +42,19 @@ class Evaluation:
         accuracy: fraction of the examples correctly classified.
         labels: int32 ``[N]``, the true classes.
         predictions: int32 ``[N]``, the predicted classes.
+        logits: float32 ``[N, classes]``, the network's output.
     """
 
     loss: float
     accuracy: float
     labels: np.ndarray
     predictions: np.ndarray
+    logits: np.ndarray
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """The probability of each class, float32 ``[N, classes]``."""
+        return softmax(self.logits, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,24 @@ class Run:
         Args:
             dataset: images of the network's input shape; its classes, in any order, must be among the network's.
 
+        Returns:
+            The results, with the classes in the order of ``class_names`` of the run.
+
+        Raises:
+            UsageError: the image shape or the classes do not match.
+        """
+        test = self.aligned(dataset).test
+        batch_size = self.config.batch_size
+        logits = predict_logits(self.task, self.state.variables, test.images, batch_size=batch_size, mesh=make_mesh())
+        loss, accuracy = score(logits, test.labels)
+        return Evaluation(loss, accuracy, test.labels, logits.argmax(axis=-1).astype(np.int32), logits)
+
+    def aligned(self, dataset: Dataset) -> Dataset:
+        """A dataset with the network's classes: the same images, with labels in the order of ``class_names``.
+
+        Args:
+            dataset: as in ``evaluate``.
+
         Raises:
             UsageError: the image shape or the classes do not match.
         """
@@ -180,11 +205,8 @@ class Run:
                 f"{_describe(dataset.image_shape, dataset.class_names)}"
             )
         classes = np.array([self.class_names.index(name) for name in dataset.class_names], np.int32)
-        test = Split(dataset.test.images, classes[dataset.test.labels])
-        batch_size = self.config.batch_size
-        logits = predict_logits(self.task, self.state.variables, test.images, batch_size=batch_size, mesh=make_mesh())
-        loss, accuracy = score(logits, test.labels)
-        return Evaluation(loss, accuracy, test.labels, logits.argmax(axis=-1).astype(np.int32))
+        splits = {name: replace(split, labels=classes[split.labels]) for name, split in dataset.splits.items()}
+        return replace(dataset, class_names=self.class_names, **splits)
 
 
 def count_parameters(params: Params) -> int:

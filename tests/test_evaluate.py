@@ -1,0 +1,182 @@
+"""``python -m cnn_jax.evaluate``: its text, JSON, predictions, report and warnings."""
+
+import csv
+import dataclasses
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+from cnn_jax import cli, data, evaluate
+from cnn_jax.config import Config
+from cnn_jax.data import Split
+from cnn_jax.runs.fit import fit
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    """The data, and a run that is wrong about some of the test images because their labels are."""
+    labels = np.where(np.arange(23) % 4, dataset.test.labels, (dataset.test.labels + 1) % 3).astype(np.int32)
+    dataset = dataclasses.replace(dataset, test=Split(dataset.test.images, labels))
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    return dataset, fit(Config(epochs=3, batch_size=10, dataset="squares", seed=3), workdir, dataset=dataset)
+
+
+@pytest.fixture
+def loaded(trained, monkeypatch):
+    """What ``data.load`` returns for names that it does not know; initially the data that the run was trained on."""
+    loaded = {"squares": trained[0]}
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda config: loaded.get(config.dataset) or load(config))
+    return loaded
+
+
+@pytest.fixture
+def call(trained, loaded, monkeypatch, capsys):
+    """Run the command; returns its exit status, its standard output and its standard error."""
+
+    def call(*words):
+        monkeypatch.setattr("sys.argv", ["evaluate", str(trained[1].workdir), *map(str, words)])
+        status = cli.run(evaluate.main)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def expected(trained):
+    """The labels and the probabilities that the run predicts for the test images."""
+    dataset, run = trained
+    probabilities = run.predict(dataset.test.images)
+    assert 0 < np.mean(probabilities.argmax(axis=-1) == dataset.test.labels) < 1
+    return dataset.test.labels, probabilities
+
+
+def put(root, split, names):
+    """Write images as files of a folder of classes; returns their names within it."""
+    files = []
+    for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+        (root / names[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze()).save(root / names[label] / f"{index}.png")
+        files.append(f"{names[label]}/{index}.png")
+    return files
+
+
+# --json
+
+
+def test_json_agrees_with_scikit_learn(call, trained, expected):
+    labels, probabilities = expected
+    predictions = probabilities.argmax(axis=-1)
+    status, out, err = call("--json")
+    assert (status, err, out.count("\n")) == (0, "", 1)
+    result = json.loads(out)
+    assert (result["dataset"], result["step"], result["examples"]) == ("squares", 15, 23)
+    assert result["test_accuracy"] == np.mean(predictions == labels)
+    losses = -np.log(probabilities[np.arange(23), labels].astype(float))
+    assert result["test_loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    scores = np.transpose(precision_recall_fscore_support(labels, predictions, zero_division=0))
+    keys = ("precision", "recall", "f1", "support")
+    for name, entry, row in zip(trained[1].class_names, result["classes"], scores, strict=True):
+        assert entry == {"name": name, **dict(zip(keys, row, strict=True))}
+    macro = np.mean(scores[:, :3], axis=0)
+    assert result["averages"]["macro"] == pytest.approx(dict(zip(keys[:3], macro, strict=True)))
+    assert result["confusion_matrix"] == confusion_matrix(labels, predictions).tolist()
+    assert sum(map(sum, result["confusion_matrix"])) == 23
+
+
+def test_text_shows_the_numbers_of_the_json(call):
+    result = json.loads(call("--json")[1])
+    first, *lines = call()[1].splitlines()
+    assert first == (
+        f"dataset: squares step: 15 test_accuracy: {result['test_accuracy']:.4f} "
+        f"test_loss: {result['test_loss']:.4f} examples: 23"
+    )
+    rows = {line.split()[0]: line.split()[1:] for line in lines if "predicted as" not in line and line}
+    for entry in result["classes"]:
+        assert rows[entry["name"]] == [
+            *(f"{entry[key]:.4f}" for key in ("precision", "recall", "f1")),
+            str(entry["support"]),
+        ]
+
+
+def test_json_of_a_loss_that_is_not_finite(call, monkeypatch):
+    original = evaluate._json
+    monkeypatch.setattr(
+        evaluate, "_json", lambda run, dataset, result: original(run, dataset, dataclasses.replace(result, loss=np.inf))
+    )
+    assert json.loads(call("--json")[1], parse_constant=pytest.fail)["test_loss"] is None
+
+
+# --predictions
+
+
+def test_predictions_by_index(call, trained, expected, tmp_path):
+    status, out, err = call("--predictions", tmp_path / "predictions.csv")
+    assert (status, err) == (0, "")
+    assert out.startswith("dataset: squares ")
+    head, *rows = csv.reader((tmp_path / "predictions.csv").read_text().splitlines())
+    assert head == ["index", "label", "prediction", "probability"]
+    labels, probabilities = expected
+    names = trained[1].class_names
+    assert [int(row[0]) for row in rows] == list(range(23))
+    assert [row[1] for row in rows] == [names[label] for label in labels]
+    assert [row[2] for row in rows] == [names[index] for index in probabilities.argmax(axis=-1)]
+    assert [float(row[3]) for row in rows] == pytest.approx(probabilities.max(axis=-1), abs=1e-5)
+
+
+def test_names_of_files_with_commas_quotes_line_breaks_and_bytes(call, loaded, trained, tmp_path):
+    test = trained[0].test.subset(np.arange(4))
+    names = ['a,"b".png', "two\nlines.png", os.fsdecode(b"caf\xe9.png"), "é.png"]
+    files = np.array(names, object)
+    loaded["squares"] = dataclasses.replace(trained[0], test=dataclasses.replace(test, files=files))
+    path = tmp_path / "predictions.csv"
+    assert call("--predictions", path)[0] == 0
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        head, *rows = csv.reader(file)
+    assert head[0] == "file"
+    assert [row[0] for row in rows] == names
+    assert b"caf\xe9.png" in path.read_bytes()
+
+
+def test_predictions_for_a_folder_name_its_files(call, trained, tmp_path):
+    dataset, run = trained
+    files = put(tmp_path / "photos", dataset.test, dataset.class_names)
+    call("--dataset", f"folder:{tmp_path / 'photos'}", "--predictions", tmp_path / "p.csv")
+    rows = {row["file"]: row for row in csv.DictReader((tmp_path / "p.csv").read_text().splitlines())}
+    assert rows.keys() == set(files)
+    for file, probabilities in zip(files, run.predict(dataset.test.images), strict=True):
+        assert rows[file]["label"] == file.partition("/")[0]
+        assert rows[file]["prediction"] == run.class_names[probabilities.argmax()]
+
+
+def test_an_existing_file_is_replaced(call, tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    assert call("--predictions", tmp_path / "link")[0] == 0
+    assert (tmp_path / "target").read_text().startswith("index,label,")
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("flag", ["--predictions"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing/file", r"cannot write .*missing/file \(No such file or directory\): choose another file"),
+        (".", "is not a regular file: choose another file"),
+        ("pipe", "is not a regular file: choose another file"),
+    ],
+)
+def test_a_file_that_cannot_be_written(call, tmp_path, flag, name, message):
+    """The result is printed nevertheless."""
+    os.mkfifo(tmp_path / "pipe")
+    status, out, err = call(flag, tmp_path / name)
+    assert (status, err.count("\n")) == (2, 1)
+    assert out.startswith("dataset: squares ")
+    assert re.search(message, err)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
