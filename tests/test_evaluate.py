@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from cnn_jax import cli, data, evaluate
 from cnn_jax.config import Config
-from cnn_jax.data import Split
+from cnn_jax.data import Dataset, Split
 from cnn_jax.runs.fit import fit
 
 
@@ -163,7 +163,7 @@ def test_an_existing_file_is_replaced(call, tmp_path):
     assert (tmp_path / "link").is_symlink()
 
 
-@pytest.mark.parametrize("flag", ["--predictions"])
+@pytest.mark.parametrize("flag", ["--predictions", "--report"])
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -180,3 +180,29 @@ def test_a_file_that_cannot_be_written(call, tmp_path, flag, name, message):
     assert out.startswith("dataset: squares ")
     assert re.search(message, err)
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+# --report
+
+
+def test_report_of_another_checkpoint(call, trained, tmp_path):
+    accuracy = json.loads(call("--json", "--checkpoint", "best")[1])["test_accuracy"]
+    status, _, err = call("--checkpoint", "best", "--report", tmp_path / "report.html")
+    assert (status, err) == (0, "")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"<title>squares, cnn: test accuracy {accuracy:.4f}</title>" in page
+    assert page.count('role="img"') == 2  # the curves of loss and accuracy
+    assert "Train images" in page
+
+
+def test_report_on_another_dataset_with_fewer_classes_in_another_order(call, loaded, trained, tmp_path):
+    """Only the test images are those of this dataset; the counts of the run's training images are not known."""
+    dataset, run = trained
+    kept = dataset.test.subset(dataset.test.labels != 1)
+    turned = Split(255 - kept.images, np.where(kept.labels == 0, 1, 0).astype(np.int32))
+    loaded["turned"] = Dataset("turned", turned, turned, ("bottom", "top"))
+    call("--dataset", "turned", "--report", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    right = np.sum(run.predict(turned.images).argmax(axis=-1) == kept.labels)
+    assert f"correctly classifies {right} of {len(kept)} test images of another dataset, <bdi>turned</bdi>." in page
+    assert "Train images" not in page

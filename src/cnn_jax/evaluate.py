@@ -39,6 +39,9 @@ class EvaluateFlags(Settings):
     predictions: FilePath | None = setting(
         "also write the prediction for each test image to a CSV file", default=None, metavar="FILE"
     )
+    report: FilePath | None = setting(
+        "also write a report like the run's report.html, of this evaluation", default=None, metavar="FILE"
+    )
 
 
 def main(args: Sequence[str]) -> int:
@@ -55,6 +58,9 @@ def main(args: Sequence[str]) -> int:
     if flags.predictions is not None:
         with _writing(flags.predictions) as path:
             _save_predictions(path, dataset, evaluation)
+    if flags.report is not None:
+        with _writing(flags.report) as path:
+            _save_report(path, run, dataset, evaluation)
     return 0
 
 
@@ -122,6 +128,22 @@ def _load(run: "Run", flags: EvaluateFlags) -> "Dataset":
     if is_folder and path and not folder.has_splits(path) and folder.dataset_name(path) != run.config.dataset:
         return folder.load_unsplit(path, config)  # the network was not trained on any of these images
     return data.load(config)
+
+
+def _save_report(path: Path, run: "Run", dataset: "Dataset", evaluation: "Evaluation") -> None:
+    from cnn_jax.report.page import save_page
+    from cnn_jax.runs.run import count_parameters
+
+    save_page(
+        path,
+        config=run.config,
+        history=run.history,
+        steps_per_epoch=run.history[0].step if run.history else 1,
+        dataset=dataset,
+        logits=evaluation.logits,
+        test_loss=evaluation.loss,
+        num_parameters=count_parameters(run.state.params),
+    )
 
 
 @contextmanager
