@@ -206,3 +206,50 @@ def test_report_on_another_dataset_with_fewer_classes_in_another_order(call, loa
     right = np.sum(run.predict(turned.images).argmax(axis=-1) == kept.labels)
     assert f"correctly classifies {right} of {len(kept)} test images of another dataset, <bdi>turned</bdi>." in page
     assert "Train images" not in page
+
+
+# Images that the network was trained on
+
+
+@pytest.fixture
+def photos(trained, tmp_path):
+    """Writes a folder with some of the training and of the test images."""
+
+    def photos(num_train, num_test):
+        dataset, _ = trained
+        put(tmp_path / "photos" / "train", dataset.test, dataset.class_names)
+        images = np.concatenate([dataset.train.images[:num_train], dataset.test.images[:num_test]])
+        labels = np.concatenate([dataset.train.labels[:num_train], dataset.test.labels[:num_test]])
+        put(tmp_path / "photos" / "test", Split(images, labels), dataset.class_names)
+        return f"folder:{tmp_path / 'photos'}"
+
+    return photos
+
+
+def test_test_images_that_were_trained_on_are_counted(call, photos):
+    status, out, err = call("--dataset", photos(12, 15))
+    assert status == 0
+    assert out.splitlines()[0].endswith(" examples: 27")
+    assert err.endswith("12 of the 27 test images are among the run's training images: the accuracy is too high\n")
+    assert err.count("\n") == 1
+
+
+def test_no_warning_if_none_was_trained_on(call, photos):
+    assert call("--dataset", photos(0, 23))[2] == ""
+    assert call()[2] == ""
+
+
+def test_a_warning_if_the_training_images_cannot_be_loaded(call, loaded, photos):
+    del loaded["squares"]
+    status, _, err = call("--dataset", photos(12, 15))
+    assert status == 0
+    assert "not checked whether the network was trained on test images: unknown dataset 'squares'" in err
+    assert err.count("\n") == 1
+
+
+def test_shared_images_are_counted_by_their_pixels():
+    images = np.arange(4, dtype=np.uint8).repeat(6).reshape(4, 1, 2, 3)
+    others = images[[3, 1, 1]].copy()
+    assert evaluate.count_shared(images, others) == 2
+    assert evaluate.count_shared(images[[1, 1, 0]], others) == 2
+    assert evaluate.count_shared(images[:1], others) == 0

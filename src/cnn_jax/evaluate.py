@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cnn_jax import cli, files
-from cnn_jax.errors import UsageError, printable
+from cnn_jax.errors import CnnJaxError, UsageError, printable
 from cnn_jax.settings import Checkpoint, FilePath, Name, Settings, Switch, setting
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cnn_jax.data import Dataset
     from cnn_jax.runs.run import Evaluation, Run
+
+logger = logging.getLogger("cnn_jax")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,8 @@ def main(args: Sequence[str]) -> int:
     run = load_run(flags.run, flags.checkpoint)
     dataset = run.aligned(_load(run, flags))
     evaluation = run.evaluate(dataset)
+    if dataset.name != run.config.dataset:
+        _warn_of_training_images(run, flags, dataset)
     print(_json(run, dataset, evaluation) if flags.json else _text(run, dataset, evaluation))
     if flags.predictions is not None:
         with _writing(flags.predictions) as path:
@@ -161,6 +168,38 @@ def _writing(name: str) -> Iterator[Path]:
             yield temporary
     except OSError as error:
         raise UsageError(f"cannot write {path} ({error.strerror}): choose another file") from None
+
+
+def _warn_of_training_images(run: "Run", flags: EvaluateFlags, dataset: "Dataset") -> None:
+    """Warn if test images of another dataset are among the run's training images, or if that is not known."""
+    from cnn_jax import data
+
+    try:
+        train = data.load(dataclasses.replace(run.config, data_dir=flags.data_dir or run.config.data_dir)).train
+    except CnnJaxError as error:
+        logger.warning("not checked whether the network was trained on test images: %s", error)
+        return
+    if count := count_shared(dataset.test.images, train.images):
+        logger.warning(
+            "%d of the %d test images are among the run's training images: the accuracy is too high",
+            count,
+            len(dataset.test),
+        )
+
+
+def count_shared(images: "np.ndarray", others: "np.ndarray") -> int:
+    """The number of images that are also among others, with the same pixels.
+
+    Args:
+        images: uint8 ``[N, H, W, C]``.
+        others: uint8 ``[M, H, W, C]``.
+    """
+    import numpy as np
+
+    from cnn_jax.data.splits import content_hashes
+
+    hashes, known = (content_hashes(map(np.ascontiguousarray, part), 0, "test") for part in (images, others))
+    return int(np.isin(hashes, known).sum())
 
 
 if __name__ == "__main__":
