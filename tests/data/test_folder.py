@@ -20,6 +20,7 @@ from PIL import Image
 from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import folder
+from cnn_jax.data.cache import ImageCache
 from cnn_jax.errors import UsageError
 from cnn_jax.files import user_cache
 
@@ -541,6 +542,47 @@ def test_not_enough_memory(root, monkeypatch):
     assert refusal(root, image_size=(20, 30)) == (
         f"not enough memory for the images of {root}, 4x20x30x1 bytes: use a smaller --image-size"
     )
+
+
+def test_images_that_do_not_fit_are_refused_before_they_are_decoded(root, monkeypatch, decoded):
+    put_split(
+        root, {".": {"a": 300, "b": 300}}, lambda number: np.full((2, 2, 3), [number // 256, number % 256, 0], np.uint8)
+    )
+    monkeypatch.setattr(ImageCache, "space_available", lambda cache: 10**7)
+    assert refusal(root, image_size=(100, 200), skip_unreadable=True) == (
+        f"the 600 images of {root} need 0.07 GB for 100x200x3 each, but 0.01 GB of memory and of disk in "
+        f"{user_cache()} are free: use a smaller --image-size"
+    )
+    assert len(decoded) < 300
+    assert cache_files() == []
+    # Decoded at another size.
+    assert load(root, image_size=(5, 5)).image_shape == (5, 5, 3)
+
+
+def test_cached_images_need_no_more_space(kept, monkeypatch):
+    root, _ = kept
+    monkeypatch.setattr(ImageCache, "space_available", lambda cache: 7 * 12)  # 7 images
+    put_split(root, {"test": {"a": 1}}, lambda number: grey(100))  # another image in its place
+    assert len(load(root).test) == 2
+    put(root, "test/a/1.png", grey(101))
+    assert len(load(root).test) == 3
+    put(root, "test/a/2.png", grey(102))
+    assert refusal(root).startswith(f"the 8 images of {root} need 0.00 GB for 4x3x1 each")
+    (root / "test/a/2.png").unlink()
+    monkeypatch.setattr(ImageCache, "space_available", lambda cache: 0)
+    assert len(load(root).test) == 3
+
+
+def test_the_space_for_images(root, tmp_path, monkeypatch):
+    put_split(root, {".": {"a": 2, "b": 2}})
+    monkeypatch.setattr("cnn_jax.data.cache.available_memory", lambda: 4 * 2 * 12)
+    put(tmp_path, "file", b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no cache can be written
+    assert load(root).image_shape == (4, 3, 1)
+    put(root, "a/new.png", grey(9))
+    assert "the 5 images" in refusal(root)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert load(root).image_shape == (4, 3, 1)
 
 
 # Cache

@@ -1,9 +1,11 @@
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cnn_jax.data.memory import MemoryBudget
+from cnn_jax.data import memory
+from cnn_jax.data.memory import MemoryBudget, available_memory
 
 
 def test_the_sum_stays_within_the_total():
@@ -57,3 +59,27 @@ def test_an_error_releases_the_reservation():
     for _ in range(3):
         with pytest.raises(KeyError), budget.reserve(80):
             raise KeyError
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "limit", "expected"),
+    [
+        ("MemTotal:  64 kB\nMemAvailable:       48 kB\nSwapFree: 9 kB\n", None, 48 << 10),
+        ("MemAvailable: 48 kB\n", "max\n", 48 << 10),
+        ("MemAvailable: 48 kB\n", "1000\n", 1000),
+        ("MemAvailable: 48 kB\n", "9223372036854771712\n", 48 << 10),  # no limit, in version 1 of cgroups
+        (None, None, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
+    ],
+)
+def test_available_memory(tmp_path, monkeypatch, meminfo, limit, expected):
+    paths = [tmp_path / "meminfo", tmp_path / "limit"]
+    for path, content in zip(paths, (meminfo, limit), strict=True):
+        if content is not None:
+            path.write_text(content)
+    monkeypatch.setattr(memory, "MEMINFO", paths[0])
+    monkeypatch.setattr(memory, "CONTAINER_LIMITS", (tmp_path / "missing", paths[1]))
+    assert available_memory() == expected
+
+
+def test_available_memory_of_this_machine():
+    assert 1 << 24 < available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

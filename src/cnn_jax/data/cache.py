@@ -17,6 +17,7 @@ import errno
 import hashlib
 import math
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -27,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cnn_jax import files
+from cnn_jax.data.memory import available_memory
 
 MAX_BYTES = 10 * 10**9
 """Maximum size of all entries in bytes, about 200,000 colour images of 128x128 pixels; a larger one is kept alone."""
@@ -94,6 +96,17 @@ class ImageCache(contextlib.ExitStack):
                     offset, self._end = self._end, self._end + image.nbytes
                 if os.pwrite(self._temporary.fileno(), image, offset) == image.nbytes:
                     self._added[digest] = _Stored(offset, image.shape, hashlib.sha256(image).digest())
+
+    def space_needed(self, num_bytes: int) -> int:
+        """The bytes needed on disk or in memory for an array of that many bytes of which some images must be decoded.
+
+        That is twice as much, for the added images and the array, or at least once if some images may be in entries.
+        """
+        return num_bytes if self._entries else 2 * num_bytes
+
+    def space_available(self) -> int:
+        """The free bytes on the disk, if it is used, and in memory."""
+        return available_memory() + (shutil.disk_usage(self._directory).free if self._usable else 0)
 
     def gather(self, digests: Sequence[bytes], image_shape: tuple[int, int, int]) -> np.ndarray:
         """An array of images that were found or added, as an entry of the cache.

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from cnn_jax.config import Config
+from cnn_jax.data import layout
 from cnn_jax.data.cache import ImageCache
 from cnn_jax.data.dataset import Dataset, Split
 from cnn_jax.data.image import opened, quiet, read_image
@@ -22,12 +24,6 @@ from cnn_jax.files import expanded, user_cache
 
 SETTINGS = ("image_size", "channels", "skip_unreadable")
 """Fields of the config that apply to folders only. ``fit`` applies to prediction with any dataset too."""
-
-SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
-"""Names of the folder of each split."""
-
-NOT_IMAGES = ("thumbs.db", "desktop.ini")
-"""Names of the files that Windows adds to folders of images; those of Linux and macOS are hidden."""
 
 CACHE_FORMAT = 3
 """Version of the cached images, to be increased when the same files are decoded differently."""
@@ -67,7 +63,7 @@ def load(path: str, config: Config) -> Dataset:
         UsageError: the folder does not have this structure, or contains files that cannot be read.
     """
     root = _root(path)
-    folders = _split_folders(root)
+    folders = layout.split_folders(root)
     if config.validation_fraction and "validation" in folders:
         raise own_validation(dataset_name(path))
     with _cache(config) as cache:
@@ -109,7 +105,7 @@ def dataset_name(path: str) -> str:
 
 def has_splits(path: str) -> bool:
     """Whether a folder has folders for its splits. Raises ``UsageError`` if it cannot be read."""
-    return len(_split_folders(_root(path))) > 1
+    return len(layout.split_folders(_root(path))) > 1
 
 
 def _root(path: str) -> Path:
@@ -141,9 +137,9 @@ class _Files(NamedTuple):
 
 def _read(root: Path, folders: Mapping[str, Path], config: Config, cache: ImageCache, min_images: int) -> _Files:
     """Read all files of the splits' folders; afterwards the cache has their images."""
-    class_names = _class_names(root, list(folders.values()))
+    class_names = layout.class_names(root, list(folders.values()))
     class_folders = [folder / name for folder in folders.values() for name in class_names]
-    paths = _files(root, class_folders)
+    paths = layout.class_files(root, class_folders)
     _check_counts(class_folders, map(len, paths), min_images)
     flat = list(itertools.chain.from_iterable(paths))
     digests, image_shape = _decoded(root, flat, config, cache)
@@ -154,18 +150,6 @@ def _read(root: Path, folders: Mapping[str, Path], config: Config, cache: ImageC
     # As objects: numpy would strip null bytes from the end of bytes.
     names = np.array([str(path.relative_to(root)) for path in flat], object)[readable]
     return _Files(class_names, labels, part, np.array(digests, object)[readable], names, image_shape)
-
-
-def _files(root: Path, class_folders: Iterable[Path]) -> list[list[Path]]:
-    """The files of each class folder, with a warning if there are other folders inside."""
-    entries = [_visible(folder) for folder in class_folders]
-    nested = [path for paths in entries for path in paths if os.path.isdir(path)]  # noqa: PTH112 (never raises)
-    if nested:
-        logger.warning(
-            "ignored %d folder(s) inside the class folders of %s; the first is %s", len(nested), root, nested[0]
-        )
-    ignored = set(nested)
-    return [[path for path in paths if path not in ignored] for paths in entries]
 
 
 def _splits(root: Path, files: _Files, selected: Mapping[str, np.ndarray], cache: ImageCache) -> dict[str, Split]:
@@ -183,75 +167,6 @@ def _splits(root: Path, files: _Files, selected: Mapping[str, np.ndarray], cache
         split: Split(part, files.labels[indices], files.names[indices])
         for part, (split, indices) in zip(parts, selected.items(), strict=True)
     }
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """The folder of each split, or the root as that of ``train`` if there are no splits."""
-    folders = _folders(root)
-    found = {split: [root / name for name in names if root / name in folders] for split, names in SPLIT_FOLDERS.items()}
-    if found["train"] and found["test"]:
-        if len(found["validation"]) > 1:
-            raise UsageError(f"{root} has both val/ and validation/: keep one of them")
-        return {split: paths[0] for split, paths in found.items() if paths}
-    # A single one of them that contains images is the folder of a class with this name.
-    for split, missing in (("train", "test"), ("test", "train")):
-        if found[split] and _folders(found[split][0]):
-            if found["validation"]:
-                validation = found["validation"][0].name
-                raise UsageError(
-                    f"{root} has {split}/ and {validation}/ but no {missing}/: add it, or rename {validation}/ to it"
-                )
-            raise UsageError(
-                f"{root} has {split}/ but no {missing}/: add it, or use folder:{root / split} to hold out a fifth of "
-                "its images for testing"
-            )
-    return {"train": root}
-
-
-def _class_names(root: Path, folders: Sequence[Path]) -> tuple[str, ...]:
-    names = [[folder.name for folder in _folders(folder)] for folder in folders]
-    for one, other in itertools.permutations(range(len(folders)), 2):
-        if extra := [name for name in names[one] if name not in names[other]]:
-            raise UsageError(
-                f"{folders[one]} and {folders[other]} must have the same classes, but only {folders[one].name}/ has "
-                f"{_few(extra)}"
-            )
-    if len(names[0]) < 2:
-        found = f"has only one class, {_few(names[0])}" if names[0] else "contains no folders of images"
-        raise UsageError(
-            f"{root} {found}: at least 2 classes are needed, each in a folder with its name, or in such folders in "
-            "train/ and test/"
-        )
-    if unprintable := [name for name in names[0] if not name.isprintable()]:
-        raise UsageError(f"{root}: {_few(unprintable)} is not a printable class name: rename the folder")
-    return tuple(names[0])
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        return [path for path in _visible(folder) if path.is_dir()]
-    except OSError as error:
-        raise _unreadable(folder, error) from None
-
-
-def _visible(folder: Path) -> list[Path]:
-    """The entries of a folder that are not hidden, sorted by name."""
-    try:
-        paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise _unreadable(folder, error) from None
-    return sorted((path for path in paths if path.name.lower() not in NOT_IMAGES), key=lambda path: path.name)
-
-
-def _unreadable(folder: Path, error: OSError) -> UsageError:
-    return UsageError(
-        f"cannot read the folder {folder}: {error.strerror}; if it has moved, give its new path with --dataset "
-        "folder:PATH"
-    )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
 def _check_counts(folders: Sequence[Path], counts: Iterable[int], min_images: int) -> None:
@@ -273,22 +188,24 @@ def _decoded(
         which are in colour if any of them is.
     """
 
-    def read(path: Path) -> tuple[bytes, tuple[int, int, int]]:
+    def read(path: Path) -> tuple[bytes, tuple[int, int, int], bool]:
         with opened(path) as file:
             digest = hashlib.sha256(file.getvalue()).digest()
             image = cache.find(digest)
-            if image is None:
+            missing = image is None
+            if missing:
                 image = read_image(file, config.image_size, config.channels, config.fit)
                 cache.add(digest, image)
-        return digest, image.shape
+        return digest, image.shape, missing
 
     digests = []
     first = None
+    checked = False
     channels = 0
     # Closed before the cache is: no thread may still be adding an image then.
     with contextlib.closing(_in_parallel(read, paths, config)) as results:
         for path, result in zip(paths, results, strict=True):
-            digest, shape = result or (None, None)
+            digest, shape, missing = result or (None, None, False)
             digests.append(digest)
             if shape is None:
                 continue
@@ -296,6 +213,9 @@ def _decoded(
             if shape[:2] != first[1][:2]:
                 raise _different_sizes(root, first, (path, shape))
             channels = max(channels, shape[2])
+            if missing and not checked:
+                _check_space(root, (len(paths), *shape), cache)
+                checked = True
     if first is None:
         raise UsageError(f"none of the {len(paths)} files of {root} can be read as an image")
     if skipped := [path for path, digest in zip(paths, digests, strict=True) if digest is None]:
@@ -307,6 +227,16 @@ def _decoded(
             skipped[0],
         )
     return digests, (*first[1][:2], channels)
+
+
+def _check_space(root: Path, shape: tuple[int, int, int, int], cache: ImageCache) -> None:
+    """Raise UsageError if images of this shape, not all of which are cached, fit neither on disk nor in memory."""
+    needed, available = cache.space_needed(math.prod(shape)), cache.space_available()
+    if needed > available:
+        raise UsageError(
+            f"the {shape[0]} images of {root} need {needed / 1e9:.2f} GB for {'x'.join(map(str, shape[1:]))} each, but "
+            f"{available / 1e9:.2f} GB of memory and of disk in {user_cache()} are free: use a smaller --image-size"
+        )
 
 
 def _different_sizes(root: Path, *examples: tuple[Path, tuple[int, ...]]) -> UsageError:

@@ -1,8 +1,29 @@
-"""A limit on the memory that several threads use at the same time."""
+"""How much memory is available, and a limit on what several threads use at the same time."""
 
+import contextlib
+import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+MEMINFO = Path("/proc/meminfo")
+"""Where Linux says how much memory is available (proc_meminfo(5))."""
+
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says how much memory a container may use (cgroups(7), version 2 and 1); ``max`` if there is no limit."""
+
+
+def available_memory() -> int:
+    """The bytes of memory that can be used without swapping; without Linux, all of the machine's memory."""
+    amounts = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with contextlib.suppress(OSError):
+        amounts += [int(kilobytes) << 10 for kilobytes in re.findall(r"MemAvailable: +(\d+) kB", MEMINFO.read_text())]
+    for path in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            amounts.append(int(path.read_text()))
+    return min(amounts)
 
 
 class MemoryBudget:
