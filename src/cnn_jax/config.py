@@ -87,9 +87,10 @@ class ModelConfig(Settings):
         default=True,
     )
     init_from: FilePath | None = setting(
-        "start from the weights in a safetensors file or PyTorch state_dict (.pt) instead of random weights",
+        "start from the weights of a run directory, a safetensors file, or a PyTorch state_dict (.pt) instead of "
+        "random weights",
         default=None,
-        metavar="FILE",
+        metavar="PATH",
     )
 
 

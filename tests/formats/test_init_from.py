@@ -8,6 +8,7 @@ import pytest
 
 from cnn_jax import data
 from cnn_jax.config import Config
+from cnn_jax.data import Dataset
 from cnn_jax.errors import UsageError
 from cnn_jax.formats import pytorch, safetensors
 from cnn_jax.formats.network import Network
@@ -56,6 +57,29 @@ def test_training_starts_from_exactly_these_weights(config, given, dataset):
     run = load_run("run")
     assert run.state.step == 0
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(run.state.params), given.params)
+
+
+def test_training_starts_from_the_newest_checkpoint_of_a_run(config, dataset, tmp_path):
+    config = dataclasses.replace(config, init_from=None)
+    trained = fit(config, "trained", dataset=dataset, report=False)
+    with pytest.raises(StoppedError, match="after step 0"):
+        fit(dataclasses.replace(config, init_from="trained"), "run", dataset=dataset, stop_requested=lambda: True)
+    assert_same_params(load_run("run"), trained)
+
+
+def test_a_run_on_other_images_is_refused(config, make_run, dataset):
+    fit(dataclasses.replace(config, init_from=None, epochs=1), "trained", dataset=dataset, report=False)
+    colors = {part: (np.repeat(split.images, 3, axis=3), split.labels) for part, split in dataset.splits.items()}
+    with pytest.raises(UsageError, match=r"the weights in .*trained do not match this network for 16x16x3 images"):
+        fit(dataclasses.replace(config, init_from="trained"), "run", dataset=Dataset.from_arrays(**colors))
+
+
+def test_weights_are_checked_before_the_data_is_read(config, monkeypatch):
+    monkeypatch.setattr(data, "load", None)
+    with pytest.raises(UsageError, match="there is no file nowhere"):
+        fit(dataclasses.replace(config, init_from="nowhere"), "run")
+    with pytest.raises(UsageError, match="unknown model 'resnet'"):
+        fit(dataclasses.replace(config, model="resnet"), "run")
 
 
 def test_the_first_steps_loss_is_these_weights(config, given, dataset):

@@ -44,6 +44,21 @@ def test_in_flaxs_names_too(torch, path, read, network, arrays):
     jax.tree.map(np.testing.assert_array_equal, read(), network.params)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: {"epoch": 3, "state_dict": weights, "loss": 0.5},
+        lambda weights: {f"module.{name}": tensor for name, tensor in weights.items()},
+        lambda weights: {"model": {f"_orig_mod.module.{name}": tensor for name, tensor in weights.items()}},
+        lambda weights: {"model": {f"module._orig_mod.{name}": tensor for name, tensor in weights.items()}},
+    ],
+    ids=["checkpoint", "data parallel", "compiled", "compiled first"],
+)
+def test_what_training_scripts_save_is_read(torch, path, read, network, state_dict, wrap):
+    torch.save(wrap(state_dict), path)
+    jax.tree.map(np.testing.assert_array_equal, read(), network.params)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_precisions_are_rounded_to_float32(torch, path, read, network, state_dict, dtype):
     torch.save({name: tensor.to(getattr(torch, dtype)) for name, tensor in state_dict.items()}, path)
@@ -67,11 +82,10 @@ def test_missing_pytorch_is_said(saved, monkeypatch, assert_refused):
     assert_refused("reading the state_dict .* needs PyTorch: pip install -e '\\.\\[torch\\]', or set --init-from")
 
 
-@pytest.mark.parametrize("content", ["network", "wrapped", "list", "numbers", "names", "sparse", "nothing"])
+@pytest.mark.parametrize("content", ["network", "list", "numbers", "names", "sparse", "nothing"])
 def test_what_is_no_state_dict_is_refused(torch, path, state_dict, content, assert_refused):
     contents = {
         "network": torch.nn.Linear(2, 3),
-        "wrapped": {"state_dict": state_dict},
         "list": list(state_dict.values()),
         "numbers": dict.fromkeys(state_dict, 0.5),
         "names": dict(enumerate(state_dict.values())),
@@ -80,7 +94,7 @@ def test_what_is_no_state_dict_is_refused(torch, path, state_dict, content, asse
     }
     torch.save(contents[content], path)
     assert_refused(
-        "is damaged, larger than 1 GiB, or not a state_dict: set --init-from to a safetensors file, or to a state_dict"
+        "is damaged, larger than 1 GiB, or not a state_dict: set --init-from to a run directory, a safetensors file"
     )
 
 

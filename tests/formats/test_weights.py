@@ -105,12 +105,12 @@ def test_whole_numbers_are_refused(path, arrays, assert_refused):
 def test_what_is_no_such_file_is_refused(path, content, assert_refused):
     path.write_bytes(content)
     assert_refused(
-        "(contains no weights|is damaged or not a safetensors file): set --init-from to a safetensors file, or to"
+        "(contains no weights|is damaged or not a safetensors file): set --init-from to a run directory, a safetensors"
     )
 
 
 def test_what_is_no_file_is_refused(path, assert_refused):
-    assert_refused("there is no file .*weights: set --init-from to a safetensors file")
+    assert_refused("there is no file .*weights: set --init-from to a run directory, a safetensors file")
     path.mkdir()
     assert_refused("there is no file .*weights")
     path.rmdir()

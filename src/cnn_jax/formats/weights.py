@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -29,7 +29,13 @@ MAX_ZIPPED = 1 << 30
 MAX_SHOWN = 4
 """Maximum number of differences to list in an error message."""
 
-REMEDY = "set --init-from to a safetensors file, or to a state_dict saved by torch.save of PyTorch 1.6 or later"
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
+"""The names under which training scripts save a state_dict along with other values."""
+
+WRAPPERS = ("module.", "_orig_mod.")
+"""The prefixes that ``torch.nn.DataParallel`` and ``torch.compile`` add to the names of weights."""
+
+REMEDY = "set --init-from to a run directory, a safetensors file, or a state_dict saved by PyTorch 1.6 or later"
 
 
 class Tensor(NamedTuple):
@@ -39,11 +45,14 @@ class Tensor(NamedTuple):
     dtype: str
     read: Callable[[], np.ndarray]
 
+    @classmethod
+    def of(cls, array: np.ndarray) -> Self:
+        """A float32 array in memory."""
+        return cls(array.shape, "F32", lambda: np.asarray(array))
+
 
 def read_params(path: Path, target: Params, image_shape: tuple[int, int, int]) -> Params:
     """Read weights with Flax's or PyTorch's names and layouts.
-
-    Weights of 16 or 64 bits are converted to float32.
 
     Args:
         path: a safetensors file, or one written by ``torch.save(network.state_dict(), path)``.
@@ -56,7 +65,24 @@ def read_params(path: Path, target: Params, image_shape: tuple[int, int, int]) -
     Raises:
         UsageError: the file cannot be read, its weights do not match ``target``, or they are not finite.
     """
-    tensors = _open(path)
+    return to_params(open_weights(path), target, image_shape, path)
+
+
+def to_params(tensors: Mapping[str, Tensor], target: Params, image_shape: tuple[int, int, int], source: Path) -> Params:
+    """Convert weights with Flax's or PyTorch's names and layouts, of 16, 32 or 64 bits, to parameters.
+
+    Args:
+        tensors: the weights by name.
+        target: the expected parameters, or their shapes.
+        image_shape: ``(H, W, C)`` of the network's input images.
+        source: where the weights come from, for error messages.
+
+    Returns:
+        The parameters, float32.
+
+    Raises:
+        UsageError: the weights do not match ``target``, or they are not finite.
+    """
     in_pytorch = any(name.endswith(".weight") for name in tensors)
     if in_pytorch:
         expected = jax.eval_shape(partial(to_state_dict, image_shape=image_shape), target)
@@ -65,13 +91,13 @@ def read_params(path: Path, target: Params, image_shape: tuple[int, int, int]) -
     if differences := list(_differences(tensors, expected)):
         more = f", and {len(differences) - MAX_SHOWN} more" if len(differences) > MAX_SHOWN else ""
         raise UsageError(
-            f"the weights in {path} do not match this network for {'x'.join(map(str, image_shape))} images: "
+            f"the weights in {source} do not match this network for {'x'.join(map(str, image_shape))} images: "
             f"{', '.join(differences[:MAX_SHOWN])}{more}; set --init-from to weights of the same network"
         )
     with np.errstate(over="ignore"):  # values too large for float32 become infinite, which is checked below
         arrays = {name: np.array(tensors[name].read(), np.float32) for name in expected}
     if nonfinite := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
-        raise UsageError(f"{nonfinite[0]} in {path} contains infinity or NaN: set --init-from to other weights")
+        raise UsageError(f"{nonfinite[0]} in {source} contains infinity or NaN: set --init-from to other weights")
     return from_state_dict(arrays, image_shape) if in_pytorch else unflatten_dict(arrays, sep=".")
 
 
@@ -88,7 +114,12 @@ def _differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Any]) -> 
             yield f"{reprlib.repr(name)[1:-1]} {reprlib.repr(list(tensor.shape))} is unexpected"
 
 
-def _open(path: Path) -> dict[str, Tensor]:
+def open_weights(path: Path) -> dict[str, Tensor]:
+    """Read the names, shapes and dtypes of the weights in a file.
+
+    Raises:
+        UsageError: the file cannot be read, or contains no weights.
+    """
     try:
         if not path.is_file():  # reading from a pipe might never end
             raise UsageError(f"there is no file {path}: {REMEDY}")
@@ -139,12 +170,23 @@ def _open_state_dict(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, **options) if _is_plain_archive(path) else None
     except Exception:  # for a malformed file, PyTorch may raise anything
         content = None
+    content = _unwrapped(content)
     if not isinstance(content, dict) or not all(type(k) is str and is_plain(v) for k, v in content.items()):
         raise UsageError(f"{path} is damaged, larger than 1 GiB, or not a state_dict: {REMEDY}")
     return {
         name: Tensor(tuple(tensor.shape), str(tensor.dtype), lambda tensor=tensor: tensor.detach().float().numpy())
         for name, tensor in content.items()
     }
+
+
+def _unwrapped(content: Any) -> Any:
+    """The state_dict in what a training script saved, without the prefixes of wrappers around the network."""
+    if isinstance(content, dict):
+        content = next((content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), dict)), content)
+    for prefix in WRAPPERS * 2:  # in either order
+        if isinstance(content, dict) and content and all(str(name).startswith(prefix) for name in content):
+            content = {str(name).removeprefix(prefix): value for name, value in content.items()}
+    return content
 
 
 def _is_plain_archive(path: Path) -> bool:

@@ -15,16 +15,19 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from cnn_jax import data
 from cnn_jax.config import DETERMINISTIC_OPS, MAY_CHANGE, Config
 from cnn_jax.data import Dataset, background
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.files import expanded
+from cnn_jax.formats.weights import Tensor, open_weights, read_params, to_params
+from cnn_jax.models import create_model
 from cnn_jax.report import page, plots, tensorboard
 from cnn_jax.runs.checkpoint import CheckpointWriter, holds_only_a_start, newest_metadata, restore
 from cnn_jax.runs.metadata import RunMetadata
-from cnn_jax.runs.run import Run, count_parameters, load_config
+from cnn_jax.runs.run import Run, count_parameters, load_config, load_run
 from cnn_jax.runs.summary import summarize
 from cnn_jax.runs.workdir import CONFIG, Workdir
 from cnn_jax.training.history import EpochRecord
@@ -85,6 +88,8 @@ def fit(
         StoppedError: a stop was requested.
     """
     _check_usable(config)
+    if config.init_from is not None and not Path(config.init_from).is_dir():
+        open_weights(Path(config.init_from))  # before the data is read, which may take long
     directory = None if workdir is None else Workdir(Path(workdir))
     if directory is not None:
         directory.check_unused()
@@ -299,7 +304,8 @@ def _warn_if_constant(logits: np.ndarray, dataset: Dataset) -> None:
 
 
 def _check_usable(config: Config) -> None:
-    """Raise UsageError if the config needs an environment variable or a package that is missing."""
+    """Raise UsageError for an unknown model, or if an environment variable or a package is missing."""
+    create_model(config.model, num_classes=2)
     if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC_OPS not in os.getenv("XLA_FLAGS", ""):
         raise UsageError(f"deterministic on a GPU needs XLA_FLAGS={DETERMINISTIC_OPS}: set it before jax initializes")
     if config.tensorboard:
@@ -332,9 +338,12 @@ def _start(trainer: Trainer, config: Config, dataset: Dataset) -> Progress:
     start = trainer.start()
     if config.init_from is None:
         return start
-    from cnn_jax.formats.weights import read_params
-
-    params = read_params(Path(config.init_from), start.state.params, dataset.image_shape)
+    path, target = Path(config.init_from), start.state.params
+    if path.is_dir():
+        tensors = jax.tree.map(Tensor.of, load_run(path).state.params)
+        params = to_params(flatten_dict(tensors, sep="."), target, dataset.image_shape, path)
+    else:
+        params = read_params(path, target, dataset.image_shape)
     return dataclasses.replace(start, state=start.state.replace(params=replicate(params, trainer.mesh)))
 
 
