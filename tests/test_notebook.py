@@ -35,3 +35,17 @@ def test_it_runs(notebook, tmp_path):
     assert not [output for output in outputs if output.output_type == "error"]
     assert (tmp_path / "run.zip").exists()
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_the_train_cell_runs_again(notebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (cell,) = (cell for cell in notebook.cells if "fit(" in cell.source)
+    parameters = {"DATASET": "digits", "BATCH_SIZE": 100, "WORKDIR": "run", "SAVE_TO_DRIVE": False}
+
+    def train(epochs, if_it_exists):
+        exec(cell.source, names := {**parameters, "EPOCHS": epochs, "IF_IT_EXISTS": if_it_exists})
+        return names["run"]
+
+    assert len(train(1, "resume").history) == 1
+    assert len(train(2, "resume").history) == 2
+    assert train(1, "start another run").workdir == Path("run-2")
