@@ -159,6 +159,7 @@ def test_settings_that_determine_the_result_may_not_change(continue_run, finishe
         "data_dir": "elsewhere",
         "image_size": (16, 16),
         "channels": 1,
+        "fit": "stretch",
         "skip_unreadable": True,
         "shuffle": False,
         "normalize": False,
@@ -238,10 +239,12 @@ signal.pause()
 """
     saved = finished_checkpoints(finished)
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True) as holder:
-        holder.stdout.readline()
-        with pytest.raises(UsageError, match="another process is training in"):
-            continue_run(dataclasses.replace(CONFIG, epochs=5), finished)
-        holder.kill()
+        try:
+            holder.stdout.readline()
+            with pytest.raises(UsageError, match="another process is training in"):
+                continue_run(dataclasses.replace(CONFIG, epochs=5), finished)
+        finally:
+            holder.kill()
     assert finished_checkpoints(finished) == saved
     continue_run(CONFIG, finished)  # a killed process does not keep the lock
 
