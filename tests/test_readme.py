@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from cnn_jax import cli
+from cnn_jax.cache import CacheFlags
 from cnn_jax.config import MAY_CHANGE, Config
 from cnn_jax.evaluate import EvaluateFlags
 from cnn_jax.export import ExportFlags
@@ -24,7 +25,13 @@ from cnn_jax.train import TrainFlags
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
-COMMANDS = {"train": TrainFlags, "evaluate": EvaluateFlags, "predict": PredictFlags, "export": ExportFlags}
+COMMANDS = {
+    "train": TrainFlags,
+    "evaluate": EvaluateFlags,
+    "predict": PredictFlags,
+    "export": ExportFlags,
+    "cache": CacheFlags,
+}
 
 NOT_RUN = {
     "python3 -m venv .venv && .venv/bin/pip install -e . && .venv/bin/python -m cnn_jax.train --epochs 10": "network",

@@ -8,7 +8,7 @@ from typing import NoReturn
 from cnn_jax import __version__, cli
 from cnn_jax.errors import UsageError, suggest
 
-COMMANDS = ("train", "evaluate", "predict", "export")
+COMMANDS = ("train", "evaluate", "predict", "export", "cache")
 
 
 def main() -> NoReturn:
