@@ -76,6 +76,18 @@ def test_confusion_names_classes_and_counts_cells(tmp_path, saved_figures):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted class", "true class")
 
 
+def test_confusion_of_many_classes_has_no_zeros(tmp_path, saved_figures):
+    labels = np.arange(60).repeat(3)
+    predictions = labels.copy()
+    predictions[:2] = 7, 8
+    save_confusion(tmp_path / "confusion.png", labels, predictions, [f"class {n}" for n in range(60)])
+    texts = saved_figures[0].axes[0].texts
+    assert [text.get_text() for text in texts] == ["1", "1", "1", *59 * ["3"]]
+    assert [text.get_position() for text in texts[:3]] == [(0, 0), (7, 0), (8, 0)]
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert max(picture.size) <= 3400
+
+
 @pytest.mark.parametrize("num_classes", [2, 10, 150])
 def test_nothing_is_cut_off_and_the_picture_can_be_opened(tmp_path, num_classes):
     labels = np.arange(num_classes)

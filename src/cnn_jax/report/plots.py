@@ -33,6 +33,9 @@ COLORS = {
 MAX_MARKERS = 30
 """The maximum number of epochs for which each epoch has a marker."""
 
+MANY_CLASSES = 20
+"""The maximum number of classes for which the confusion matrix has large cells, and zeros."""
+
 LABEL_HEIGHT = 0.08
 """The distance to keep between the labels of two curves, as a fraction of the height of the axes."""
 
@@ -157,13 +160,14 @@ def save_confusion(path: Path, labels: np.ndarray, predictions: np.ndarray, clas
 
     num_classes = len(class_names)
     counts = confusion_matrix(labels, predictions, labels=range(num_classes))
-    # Cells large enough for four digits; of very many classes, only the colors are visible.
-    size = min(max(5.0, 0.7 * num_classes + 2), 40.0)
+    many = num_classes > MANY_CLASSES
+    # Cells large enough for four digits, or for three of many classes; of very many, only the colors are visible.
+    size = min(max(5.0, (0.4 if many else 0.7) * num_classes + 2), 40.0)
     with style.context("default"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a character that the font lacks is drawn as a box
         figure = Figure(figsize=(size, size))
         axes = figure.subplots()
-        ConfusionMatrixDisplay(counts, display_labels=class_names).plot(
+        display = ConfusionMatrixDisplay(counts, display_labels=class_names).plot(
             ax=axes,
             cmap="Blues",
             colorbar=False,
@@ -171,6 +175,9 @@ def save_confusion(path: Path, labels: np.ndarray, predictions: np.ndarray, clas
             values_format="d",
             include_values=num_classes <= 100,
         )
+        if many and display.text_ is not None:
+            for text in display.text_[counts == 0]:
+                text.remove()  # so that the mistakes can be seen among them
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
         for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
