@@ -172,12 +172,12 @@ def test_an_existing_file_is_replaced(call, tmp_path):
         ("pipe", "is not a regular file: choose another file"),
     ],
 )
-def test_a_file_that_cannot_be_written(call, tmp_path, flag, name, message):
-    """The result is printed nevertheless."""
+def test_a_file_that_cannot_be_written(call, tmp_path, monkeypatch, flag, name, message):
+    """It is reported before the network is evaluated."""
     os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr("cnn_jax.runs.run.Run.evaluate", lambda *args: pytest.fail("evaluated"))
     status, out, err = call(flag, tmp_path / name)
-    assert (status, err.count("\n")) == (2, 1)
-    assert out.startswith("dataset: squares ")
+    assert (status, out, err.count("\n")) == (2, "", 1)
     assert re.search(message, err)
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 

@@ -56,18 +56,18 @@ def main(args: Sequence[str]) -> int:
     # Slow imports come after the flags are parsed.
     from cnn_jax.runs.run import load_run
 
-    run = load_run(flags.run, flags.checkpoint)
-    dataset = run.aligned(_load(run, flags))
-    evaluation = run.evaluate(dataset)
-    if dataset.name != run.config.dataset:
-        _warn_of_training_images(run, flags, dataset)
+    # The files are opened first, so that one that cannot be written is reported at once.
+    with _writing(flags.predictions) as predictions, _writing(flags.report) as report:
+        run = load_run(flags.run, flags.checkpoint)
+        dataset = run.aligned(_load(run, flags))
+        evaluation = run.evaluate(dataset)
+        if dataset.name != run.config.dataset:
+            _warn_of_training_images(run, flags, dataset)
+        if predictions is not None:
+            _save_predictions(predictions, dataset, evaluation)
+        if report is not None:
+            _save_report(report, run, dataset, evaluation)
     print(_json(run, dataset, evaluation) if flags.json else _text(run, dataset, evaluation))
-    if flags.predictions is not None:
-        with _writing(flags.predictions) as path:
-            _save_predictions(path, dataset, evaluation)
-    if flags.report is not None:
-        with _writing(flags.report) as path:
-            _save_report(path, run, dataset, evaluation)
     return 0
 
 
@@ -154,12 +154,15 @@ def _save_report(path: Path, run: "Run", dataset: "Dataset", evaluation: "Evalua
 
 
 @contextmanager
-def _writing(name: str) -> Iterator[Path]:
-    """Yield a temporary file that replaces the named one.
+def _writing(name: str | None) -> Iterator[Path | None]:
+    """Yield a temporary file that replaces the named one when the context is left without an error; None if it is None.
 
     Raises:
         UsageError: the file cannot be written.
     """
+    if name is None:
+        yield None
+        return
     path = Path(os.path.realpath(files.expanded(name)))  # a symbolic link stays one
     try:
         if path.exists() and not path.is_file():
