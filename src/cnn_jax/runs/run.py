@@ -120,8 +120,8 @@ class Run:
         """Read an image file and convert it to the network's input.
 
         Args:
-            file: an image in one of the formats of ``cnn_jax.data.image.read_image``; resized as ``config.fit`` says and
-                converted to the color channels of the training images.
+            file: an image in one of the formats of ``cnn_jax.data.image.read_image``; resized as ``config.fit`` says
+                and converted to the color channels of the training images.
             invert: whether to invert light and dark; ``"auto"`` does so for an image on a light background if the
                 training images had a dark one.
 
