@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -245,6 +246,41 @@ def test_a_warning_if_the_training_images_cannot_be_loaded(call, loaded, photos)
     assert status == 0
     assert "not checked whether the network was trained on test images: unknown dataset 'squares'" in err
     assert err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def folder_run(dataset, tmp_path_factory):
+    """A run trained on a folder without splits, and the folder."""
+    root = tmp_path_factory.mktemp("folder")
+    put(root / "photos", dataset.train, dataset.class_names)
+    config = Config(epochs=1, batch_size=10, dataset=f"folder:{root / 'photos'}", validation_fraction=0.2)
+    return fit(config, root / "run", report=False), root / "photos"
+
+
+def test_a_folder_that_has_moved_is_the_runs_own(call, folder_run, monkeypatch, tmp_path):
+    """Its test split is scored, not all its images; the report counts its training images."""
+    run, photos = folder_run
+    shutil.copytree(photos, tmp_path / "moved")
+    monkeypatch.setattr("cnn_jax.runs.run.load_run", lambda *args: run)
+    own = json.loads(call("--json")[1])
+    status, out, err = call("--json", "--dataset", f"folder:{tmp_path / 'moved'}", "--report", tmp_path / "report.html")
+    assert (status, err.count("\n")) == (0, 1)
+    assert "has the images of the run's own dataset: scoring its test split" in err
+    assert json.loads(out) == own | {"dataset": f"folder:{tmp_path / 'moved'}"}
+    train = len(data.load(run.config).train)
+    assert f"Train images</th><td>{train}</td>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert json.loads(call("--json", "--dataset", f"folder:{photos}")[1]) == own
+
+
+def test_a_folder_that_has_grown_is_another_one(call, folder_run, monkeypatch, tmp_path):
+    run, photos = folder_run
+    shutil.copytree(photos, tmp_path / "more")
+    Image.new("L", (16, 16), 7).save(tmp_path / "more" / "top" / "new.png")
+    monkeypatch.setattr("cnn_jax.runs.run.load_run", lambda *args: run)
+    _, out, err = call("--dataset", f"folder:{tmp_path / 'more'}")
+    assert out.splitlines()[0].endswith(" examples: 48")
+    train = len(data.load(run.config).train)
+    assert f"{train} of the 48 test images are among the run's training images" in err
 
 
 def test_shared_images_are_counted_by_their_pixels():

@@ -160,7 +160,7 @@ def test_other_sizes_and_colours_are_brought_to_the_networks(call, tmp_path):
     [
         ([], "the following arguments are required: PATH..."),
         (["nowhere.png"], "cannot read nowhere.png: No such file"),
-        (["text.png"], "text.png is not a PNG, JPEG, WebP or BMP image"),
+        (["text.png"], "text.png is not a PNG, JPEG, WebP, BMP or GIF image"),
         (["."], "no images in .: expected files named *.png"),
         (["--top-k", 0, "text.png"], "--top-k must be a positive integer below 2**31, not '0'"),
         (["--invert", "maybe", "text.png"], "--invert must be auto, yes or no, not 'maybe'"),

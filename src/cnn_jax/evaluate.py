@@ -58,7 +58,7 @@ def main(args: Sequence[str]) -> int:
 
     # The files are opened first, so that one that cannot be written is reported at once.
     with _writing(flags.predictions) as predictions, _writing(flags.report) as report:
-        run = load_run(flags.run, flags.checkpoint)
+        run = _with_moved_folder(load_run(flags.run, flags.checkpoint), flags.dataset)
         dataset = run.aligned(_load(run, flags))
         evaluation = run.evaluate(dataset)
         if dataset.name != run.config.dataset:
@@ -114,25 +114,51 @@ def _save_predictions(path: Path, dataset: "Dataset", evaluation: "Evaluation") 
             writer.writerow([name, names[label], names[prediction], f"{probability:.6f}"])
 
 
+def _resolved(name: str) -> str:
+    """The name that a dataset has after it is loaded: a folder with its absolute path."""
+    from cnn_jax.data import folder
+
+    path = name.removeprefix("folder:")
+    return folder.dataset_name(path) if name.startswith("folder:") and path else name
+
+
+def _with_moved_folder(run: "Run", name: str | None) -> "Run":
+    """The run, with the new path of its folder of images if another dataset is given and has the same content."""
+    from cnn_jax import data
+
+    if name is None or not (name.startswith("folder:") and run.config.dataset.startswith("folder:")):
+        return run
+    config = dataclasses.replace(run.config, dataset=_resolved(name))
+    try:
+        same = config.dataset != run.config.dataset and data.load(config).sha256 == run.data_sha256
+    except UsageError:  # such as classes of too few images to hold out any
+        return run
+    if not same:
+        return run
+    logger.info("%s has the images of the run's own dataset: scoring its test split", config.dataset)
+    return dataclasses.replace(run, config=config)
+
+
 def _load(run: "Run", flags: EvaluateFlags) -> "Dataset":
     """Load the run's dataset or the one that the flags name, with the run's settings otherwise."""
     from cnn_jax import data
     from cnn_jax.data import folder
 
     config = dataclasses.replace(run.config, data_dir=flags.data_dir or run.config.data_dir)
-    if flags.dataset is None:
+    name = run.config.dataset if flags.dataset is None else _resolved(flags.dataset)
+    if name == run.config.dataset:
         return data.load(dataclasses.replace(config, skip_unreadable=flags.skip_unreadable or config.skip_unreadable))
-    is_folder = flags.dataset.startswith("folder:")
+    is_folder = name.startswith("folder:")
     config = dataclasses.replace(
         config,
-        dataset=flags.dataset,
+        dataset=name,
         image_size=run.image_shape[:2] if is_folder else None,
         channels=run.image_shape[2] if is_folder else None,
         skip_unreadable=flags.skip_unreadable,
         validation_fraction=0.0,  # the test split does not depend on it
     )
-    path = flags.dataset.removeprefix("folder:")
-    if is_folder and path and not folder.has_splits(path) and folder.dataset_name(path) != run.config.dataset:
+    path = name.removeprefix("folder:")
+    if is_folder and path and not folder.has_splits(path):
         return folder.load_unsplit(path, config)  # the network was not trained on any of these images
     return data.load(config)
 

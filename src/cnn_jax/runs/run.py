@@ -66,6 +66,7 @@ class Run:
         config: the settings, with the dataset's resolved name.
         image_shape: ``(H, W, C)`` of the images it was trained on.
         class_names: one name per logit.
+        data_sha256: the ``sha256`` of the dataset it was trained on.
         dark_background: whether nearly all training images are light on a dark background.
         history: a record for each epoch up to ``state``.
         task: the model, optimizer, loss and preprocessing.
@@ -76,6 +77,7 @@ class Run:
     config: Config
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
+    data_sha256: str
     dark_background: bool
     history: tuple[EpochRecord, ...]
     task: Task
@@ -89,6 +91,7 @@ class Run:
             config=metadata.config,
             image_shape=metadata.image_shape,
             class_names=metadata.class_names,
+            data_sha256=metadata.data_sha256,
             dark_background=metadata.dark_background,
             history=metadata.history,
             task=task,
