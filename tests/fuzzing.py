@@ -58,6 +58,7 @@ from cnn_jax.training import loop
 from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import abstract_state, create_task
 from cnn_jax.training.metrics import NO_STEP, Metrics
+from cnn_jax.training.task import SCALE
 
 Files = Mapping[str, bytes]
 """Contents by relative path."""
@@ -344,6 +345,7 @@ METADATA = RunMetadata(
     image_shape=(16, 16, 1),
     class_names=DATASET.class_names,
     data_sha256=DATASET.sha256,
+    preprocess=SCALE,
     dark_background=True,
     history=(RECORD,),
     epoch_seconds=0.25,

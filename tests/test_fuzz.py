@@ -14,6 +14,7 @@ import pytest
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split
 from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.runs.metadata import FORMAT
 from cnn_jax.runs.run import load_run
 
 SCRIPT = Path(__file__).parent / "fuzzing.py"
@@ -158,7 +159,7 @@ FOREIGN = "were not written by this package"
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"format": "2\n" * 1000}, r"of format '2\\n.{,40}', and this version of cnn_jax reads format 4"),
+        ({"format": "2\n" * 1000}, rf"of format '2\\n.{{,40}}', and this version of cnn_jax reads format {FORMAT}"),
         ({"image_shape": [24, 24, 1]}, rf"{FOREIGN} \(opt_state.0.mu.fc1.kernel is not float32\[108, 120\]\)"),
         ({"image_shape": [10**6, 10**6, 1]}, rf"{FOREIGN} \(its files are too small for the expected \d+ bytes"),
         ({"image_shape": [16, 16, 2**31]}, FOREIGN),

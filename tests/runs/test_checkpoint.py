@@ -13,6 +13,7 @@ import pytest
 from helpers import CONFIG, assert_same_outcome, assert_same_state
 
 from cnn_jax.errors import CnnJaxError
+from cnn_jax.runs import metadata
 from cnn_jax.runs.checkpoint import CheckpointWriter
 from cnn_jax.runs.run import load_run
 
@@ -130,10 +131,10 @@ def test_saved_state_is_a_copy(uninterrupted, tmp_path, monkeypatch):
     write, overwritten = CheckpointWriter._write, threading.Event()
     monkeypatch.setattr(CheckpointWriter, "_write", lambda *args: overwritten.wait(timeout=10) and write(*args))
     expected = load_run(uninterrupted).state
-    metadata = json.loads((uninterrupted / "checkpoints/20/meta/metadata").read_text())
+    saved = json.loads((uninterrupted / "checkpoints/20/meta/metadata").read_text())
     state = jax.tree.map(np.array, expected)
     with CheckpointWriter(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(state, metadata, None)
+        checkpoints.save(state, saved, None)
         for leaf in jax.tree.leaves((state.params, state.opt_state)):
             leaf.fill(0)
         overwritten.set()
@@ -146,13 +147,12 @@ def test_checksums_can_be_checked_with_sha256sum(uninterrupted):
 
 
 def test_checkpoints_of_another_format_are_refused(train, tmp_path, monkeypatch):
-    monkeypatch.setattr("cnn_jax.runs.metadata.FORMAT", 5)
+    ours = metadata.FORMAT
+    monkeypatch.setattr(metadata, "FORMAT", ours + 1)
     train(dataclasses.replace(CONFIG, epochs=1), tmp_path)
     monkeypatch.undo()
-    with pytest.raises(
-        CnnJaxError,
-        match="has checkpoints of format 5, and this version of cnn_jax reads format 4: use the version that wrote",
-    ):
+    message = f"checkpoints of format {ours + 1}, and this version of cnn_jax reads format {ours}: use the version that"
+    with pytest.raises(CnnJaxError, match=message):
         load_run(tmp_path)
 
 

@@ -177,7 +177,9 @@ def test_settings_that_determine_the_result_may_not_change(continue_run, finishe
     if setting in MAY_CHANGE:
         assert continue_run(changed, finished).history
     else:
-        with pytest.raises(UsageError, match=f"trained with other settings: {setting} was"):
+        # A model of another name is unknown, and that comes first.
+        message = "unknown model 'other'" if setting == "model" else f"trained with other settings: {setting} was"
+        with pytest.raises(UsageError, match=message):
             continue_run(changed, finished)
 
 
