@@ -1,9 +1,8 @@
-"""The command."""
+"""``python -m cnn_jax.export``."""
 
 import re
 import subprocess
 import sys
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,24 +10,19 @@ from safetensors.numpy import load_file
 
 from cnn_jax import cli, export
 from cnn_jax.config import Config
-from cnn_jax.report import plots
 from cnn_jax.runs.fit import fit
 from cnn_jax.runs.run import load_run
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    """A run on data that the command finds again."""
+    """A run on a dataset that the command can load."""
     workdir = tmp_path_factory.mktemp("user") / "run"
-    with (  # drawing takes most of the time of so small a training
-        mock.patch.object(plots, "save_curves", lambda path, *figures: path.touch()),
-        mock.patch.object(plots, "save_confusion", lambda path, *figures: path.touch()),
-    ):
-        fit(Config(dataset="digits", epochs=1), workdir)
+    fit(Config(dataset="digits", epochs=1), workdir, report=False)
     return workdir
 
 
-def test_a_line_on_standard_output_and_a_file_in_the_run(digits):
+def test_export_writes_a_file_into_the_run_and_prints_a_line(digits):
     words = [sys.executable, "-m", "cnn_jax.export", "run", "--format", "safetensors"]
     done = subprocess.run(words, cwd=digits.parent, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -57,7 +51,7 @@ def test_output_names_the_file(digits, tmp_path, monkeypatch, capsys, format):
     assert path.is_file()
 
 
-def test_a_path_is_printed_so_that_no_terminal_obeys_it(digits, tmp_path, monkeypatch, capsys):
+def test_terminal_sequences_in_a_path_are_escaped(digits, tmp_path, monkeypatch, capsys):
     path = tmp_path / "\x1b[31m\u202e"
     status, captured = call(monkeypatch, capsys, digits, "--format", "safetensors", "--output", path)
     assert (status, captured.err) == (0, "")
@@ -81,7 +75,7 @@ def test_a_path_is_printed_so_that_no_terminal_obeys_it(digits, tmp_path, monkey
         (["{run}", "--format", "pytorch", "--output", "."], ". already exists: choose another --output"),
     ],
 )
-def test_nonsense_is_status_2_in_one_line(digits, tmp_path, monkeypatch, capsys, words, message):
+def test_invalid_arguments_are_one_line_and_status_2(digits, tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     status, captured = call(monkeypatch, capsys, *(word.format(run=digits) for word in words))
     assert (status, captured.out) == (2, "")
