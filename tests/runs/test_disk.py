@@ -84,4 +84,6 @@ def test_process_reports_a_failed_save_on_one_line(small_disk, break_disk):
         finally:
             process.kill()
     assert process.returncode == 1
-    assert re.fullmatch(r"error: cannot write .*: fix this, then rerun with --resume\n", err)
+    dataset, error = err.splitlines()
+    assert dataset.startswith("digits: ")
+    assert re.fullmatch(r"error: cannot write .*: fix this, then rerun with --resume", error)
