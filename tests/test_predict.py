@@ -149,7 +149,7 @@ def test_nothing_is_inverted_by_itself_where_grounds_differ(run, pictures, tmp_p
     np.testing.assert_array_equal(kept.squeeze(), np.asarray(Image.open(other)))
 
 
-def test_other_sizes_and_colours_are_brought_to_the_networks(call, tmp_path):
+def test_other_sizes_and_colors_are_brought_to_the_networks(call, tmp_path):
     Image.new("RGB", (40, 31), "black").save(tmp_path / "a.jpg")
     status, lines, err = call(tmp_path / "a.jpg")
     assert (status, err, len(lines)) == (0, "", 1)
@@ -209,7 +209,7 @@ PRINTED_NAMES = (r"\x1b[31mred", r"two\nlines", r"turned\u202eround")
 
 @pytest.fixture
 def hostile(run, dataset, monkeypatch):
-    """The commands find a run and a data set with names that a terminal obeys."""
+    """The commands find a run and a dataset with names that a terminal obeys."""
     monkeypatch.setattr("cnn_jax.runs.run.load_run", lambda *args: dataclasses.replace(run, class_names=HOSTILE_NAMES))
     named = dataclasses.replace(dataset, class_names=HOSTILE_NAMES, name="\x1b[2Jset")
     monkeypatch.setattr(data, "load", lambda config: named)

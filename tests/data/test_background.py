@@ -15,7 +15,7 @@ def test_a_light_background_is_recognised_by_the_border(around, light):
     assert background.is_light(picture(around, 255 - around)) is light
 
 
-def test_colour_channels_count_together():
+def test_color_channels_count_together():
     assert background.is_light(np.full((9, 9, 3), (0, 200, 255), np.uint8))
 
 

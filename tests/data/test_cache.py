@@ -51,15 +51,15 @@ def test_images_are_found_by_their_digest_and_settings(directory):
     assert missing == []
 
 
-def test_grey_images_in_colour(directory):
+def test_gray_images_in_color(directory):
     with ImageCache(directory, 0) as cache:
         cache.add(digest(1), image(1))
-        cache.add(digest(2), colour := image(0, 3) + np.arange(3, dtype=np.uint8))
+        cache.add(digest(2), color := image(0, 3) + np.arange(3, dtype=np.uint8))
         images = cache.gather([digest(1), digest(2)], (10, 10, 3))
-    np.testing.assert_array_equal(images, [image(1, 3), colour])
+    np.testing.assert_array_equal(images, [image(1, 3), color])
     with ImageCache(directory, 0) as cache:
         np.testing.assert_array_equal(cache.find(digest(1)), image(1))
-        np.testing.assert_array_equal(cache.find(digest(2)), colour)
+        np.testing.assert_array_equal(cache.find(digest(2)), color)
     for channels in (1, 3, 1):
         assert store(directory, [1], channels=channels)[0].shape == (1, 10, 10, channels)
 

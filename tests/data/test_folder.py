@@ -52,11 +52,11 @@ def encoded(array):
     return buffer.getvalue()
 
 
-def grey(value, size=(4, 3)):
+def gray(value, size=(4, 3)):
     return np.full(size, value, np.uint8)
 
 
-def put_split(root, counts, image=grey):
+def put_split(root, counts, image=gray):
     """Write images of each class of each split; their first pixels are consecutive numbers."""
     number = 0
     for part, classes in counts.items():
@@ -148,13 +148,13 @@ def test_a_new_file_moves_no_other(root):
     before = held_out_values(root, validation_fraction=0.3)
     assert all(before.values())
     for number in range(40, 60):
-        put(root, f"{'ab'[number % 2]}/{'!z'[number // 2 % 2]}{number}.png", grey(number))
+        put(root, f"{'ab'[number % 2]}/{'!z'[number // 2 % 2]}{number}.png", gray(number))
         after = held_out_values(root, validation_fraction=0.3)
         assert {name: values & set(range(40)) for name, values in after.items()} == before
     assert after["test"] - before["test"]
     assert after["validation"] - before["validation"]
     for number in range(60, 70):
-        put(root, f"c/{number}.png", grey(number))  # a new class
+        put(root, f"c/{number}.png", gray(number))  # a new class
     after = held_out_values(root, validation_fraction=0.3)
     assert {name: values & set(range(40)) for name, values in after.items()} == before
 
@@ -171,8 +171,8 @@ def test_names_do_not_matter(root):
 def test_identical_images_are_on_one_side(root):
     for number in range(40):
         for copy in range(3):
-            put(root, f"{'ab'[number % 2]}/{copy}-{number}.png", grey(number))
-        put(root, f"{'ba'[number % 2]}/other-{number}.png", grey(number))  # also in the other class
+            put(root, f"{'ab'[number % 2]}/{copy}-{number}.png", gray(number))
+        put(root, f"{'ba'[number % 2]}/other-{number}.png", gray(number))  # also in the other class
     dataset = load(root, validation_fraction=0.3)
     values = [set(numbers(split)) for split in dataset.splits.values()]
     assert sum(map(len, values)) == len(set.union(*values)) == 40
@@ -190,7 +190,7 @@ def test_small_classes_are_in_every_split(root, sizes, split_seed):
 def test_copies_of_one_image_cannot_be_split(root):
     put_split(root, {".": {"a": 2, "b": 2}})
     for index in range(2):
-        put(root, f"c/{index}.png", grey(9))
+        put(root, f"c/{index}.png", gray(9))
     assert refusal(root) == (
         "class 'c' has too few different images to hold a test split out of: every class needs at least 2"
     )
@@ -206,7 +206,7 @@ def test_too_few_for_validation(root):
 def test_all_images_without_a_split(root):
     put_split(root, {".": {"a": 1, "b": 3}})
     for index in range(2):
-        put(root, f"c/{index}.png", grey(9))
+        put(root, f"c/{index}.png", gray(9))
     config = Config(dataset=f"folder:{root}")
     assert not folder.has_splits(str(root))
     dataset = folder.load_unsplit(str(root), config)
@@ -226,7 +226,7 @@ def test_its_own_validation_split(root, name):
     assert refusal(root, validation_fraction=0.5) == (
         f"folder:{root} has its own validation split: leave out validation_fraction"
     )
-    put(root, f"{name}/c/0.png", grey(0))
+    put(root, f"{name}/c/0.png", gray(0))
     assert refusal(root) == f"{root}/{name} and {root}/train must have the same classes, but only {name}/ has c"
 
 
@@ -251,7 +251,7 @@ def test_hidden_files_and_files_next_to_the_classes_are_ignored(root):
     for name in ("README", "train/labels.csv", "train/a/.DS_Store", "test/b/Thumbs.db", "test/b/desktop.ini"):
         put(root, name, b"text")
     for name in ("dev/z/0.png", ".git/x/0.png", "train/.cache/0.png"):
-        put(root, name, grey(9))
+        put(root, name, gray(9))
     dataset = load(root)
     assert dataset.class_names == ("a", "b")
     assert (sorted(numbers(dataset.train)), numbers(dataset.test)) == ([0, 1], [2, 3])
@@ -294,26 +294,26 @@ def test_files_of_every_kind(root):
         np.testing.assert_array_equal(dataset.train.images[index], np.asarray(picture))
 
 
-def test_colour_if_any_is_colour(root):
+def test_color_if_any_is_color(root):
     put_split(root, {".": {"a": 2, "b": 2}})
     assert load(root).image_shape == (4, 3, 1)
-    put(root, "b/colour.png", np.full((4, 3, 3), [255, 0, 0], np.uint8))
+    put(root, "b/color.png", np.full((4, 3, 3), [255, 0, 0], np.uint8))
     assert load(root).image_shape == (4, 3, 3)
     assert load(root, channels=1).image_shape == (4, 3, 1)
     assert 76 in numbers(load(root, channels=1).train) + numbers(load(root, channels=1).test)
 
 
-def test_grey_in_three_channels(root):
+def test_gray_in_three_channels(root):
     put_split(root, {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}})
     dataset = load(root, channels=3)
-    np.testing.assert_array_equal(dataset.train.images, np.stack([grey(0), grey(1)])[..., np.newaxis].repeat(3, axis=3))
+    np.testing.assert_array_equal(dataset.train.images, np.stack([gray(0), gray(1)])[..., np.newaxis].repeat(3, axis=3))
 
 
 def test_resized(root):
-    put(root, "a/0.png", grey(10, (8, 9)))
-    put(root, "a/1.png", grey(10, (3, 2)))
-    put(root, "b/0.jpg", grey(10, (50, 30)))
-    put(root, "b/1.webp", Image.fromarray(grey(10, (4, 4))))
+    put(root, "a/0.png", gray(10, (8, 9)))
+    put(root, "a/1.png", gray(10, (3, 2)))
+    put(root, "b/0.jpg", gray(10, (50, 30)))
+    put(root, "b/1.webp", Image.fromarray(gray(10, (4, 4))))
     dataset = load(root, image_size=(6, 5), channels=1)
     assert dataset.image_shape == (6, 5, 1)
     np.testing.assert_allclose(np.concatenate([dataset.train.images, dataset.test.images]), 10, atol=2)
@@ -321,7 +321,7 @@ def test_resized(root):
 
 def test_different_sizes(root):
     put_split(root, {".": {"a": 2, "b": 2}})
-    put(root, "b/zebra.png", grey(0, (5, 3)))
+    put(root, "b/zebra.png", gray(0, (5, 3)))
     message = refusal(root)
     assert message.startswith(f"the images of {root} differ in height and width, such as 4x3 (a/000.png) and 5x3")
     assert "(b/zebra.png): " in message
@@ -332,7 +332,7 @@ def test_sizes_are_compared_after_rotation(root):
     sideways = Image.Exif()
     sideways[0x0112] = 6
     put_split(root, {".": {"a": 2, "b": 2}})
-    put(root, "b/turned.jpg", grey(0, (3, 4)), exif=sideways)
+    put(root, "b/turned.jpg", gray(0, (3, 4)), exif=sideways)
     assert load(root).image_shape == (4, 3, 1)
 
 
@@ -353,7 +353,7 @@ def test_settings_of_folders_only(root, tmp_path):
 def damaged_root(root):
     put_split(root, {".": {"a": 5, "b": 5}})
     put(root, "a/text.png", b"text")
-    put(root, "a/truncated.png", put(root, "b/000.png", grey(5)).read_bytes()[:45])
+    put(root, "a/truncated.png", put(root, "b/000.png", gray(5)).read_bytes()[:45])
     put(root, "b/annotation.txt", b"text")
     return root
 
@@ -389,7 +389,7 @@ def test_unreadable_files_are_skipped_and_counted_each_time(damaged_root, caplog
 def test_nested_folders_are_ignored_with_a_warning(root, caplog):
     put_split(root, {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 1}})
     for name in ("train/b/2023/0.png", "train/b/2024/0.png", "test/a/2024/deep/0.png", "test/a/.hidden/0.png"):
-        put(root, name, grey(9))
+        put(root, name, gray(9))
     dataset = load(root)
     assert (sorted(numbers(dataset.train)), numbers(dataset.test)) == ([0, 1], [2, 3])
     (record,) = caplog.records
@@ -413,7 +413,7 @@ def test_no_readable_image(root):
 
 def test_a_decompression_bomb(root):
     put_split(root, {".": {"a": 2, "b": 2}})
-    header = bytearray(put(root, "b/bomb.png", grey(0)).read_bytes())
+    header = bytearray(put(root, "b/bomb.png", gray(0)).read_bytes())
     header[16:24] = b"\0\0\xff\xff\0\0\xff\xff"
     header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
     put(root, "b/bomb.png", bytes(header))
@@ -426,7 +426,7 @@ def test_control_sequences_in_names(root):
     put(root, "b/\x1b[31m\nred.png", b"text")
     assert r"b/\x1b[31m\nred.png is not a PNG" in refusal(root)
     (root / "c\n").mkdir()
-    put(root, "c\n/0.png", grey(0))
+    put(root, "c\n/0.png", gray(0))
     assert refusal(root) == rf"{root}: c\n is not a printable class name: rename the folder"
 
 
@@ -523,7 +523,7 @@ def test_no_path(name):
 def test_unsuitable_folders(root, files, wrong):
     root.mkdir()
     for file in files:
-        put(root, file, grey(0) if file.endswith(".png") else b"")
+        put(root, file, gray(0) if file.endswith(".png") else b"")
     assert refusal(root).startswith(wrong.format(root))
 
 
@@ -562,11 +562,11 @@ def test_images_that_do_not_fit_are_refused_before_they_are_decoded(root, monkey
 def test_cached_images_need_no_more_space(kept, monkeypatch):
     root, _ = kept
     monkeypatch.setattr(ImageCache, "space_available", lambda cache: 7 * 12)  # 7 images
-    put_split(root, {"test": {"a": 1}}, lambda number: grey(100))  # another image in its place
+    put_split(root, {"test": {"a": 1}}, lambda number: gray(100))  # another image in its place
     assert len(load(root).test) == 2
-    put(root, "test/a/1.png", grey(101))
+    put(root, "test/a/1.png", gray(101))
     assert len(load(root).test) == 3
-    put(root, "test/a/2.png", grey(102))
+    put(root, "test/a/2.png", gray(102))
     assert refusal(root).startswith(f"the 8 images of {root} need 0.00 GB for 4x3x1 each")
     (root / "test/a/2.png").unlink()
     monkeypatch.setattr(ImageCache, "space_available", lambda cache: 0)
@@ -579,7 +579,7 @@ def test_the_space_for_images(root, tmp_path, monkeypatch):
     put(tmp_path, "file", b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no cache can be written
     assert load(root).image_shape == (4, 3, 1)
-    put(root, "a/new.png", grey(9))
+    put(root, "a/new.png", gray(9))
     assert "the 5 images" in refusal(root)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert load(root).image_shape == (4, 3, 1)
@@ -634,13 +634,13 @@ def test_only_changed_and_new_files_are_decoded(kept, decoded, tmp_path, monkeyp
     root, _ = kept
     path = root / "train" / "b" / "001.png"
     content = path.read_bytes()
-    changed = put(root, path, grey(200)).read_bytes()
+    changed = put(root, path, gray(200)).read_bytes()
     assert len(changed) == len(content)
     assert sorted(numbers(load(root).train)) == [0, 1, 2, 200]
     assert decoded == [path]
     path.write_bytes(content)
     assert sorted(numbers(load(root).train)) == [0, 1, 2, 3]
-    new = put(root, "test/a/!.png", grey(100))
+    new = put(root, "test/a/!.png", gray(100))
     assert numbers(load(root).test) == [100, 4, 5]
     assert decoded == [path, new]
     assert_as_without_a_cache(root, tmp_path, monkeypatch)
@@ -663,19 +663,19 @@ def test_renamed_files_and_other_splits_are_not_decoded(root, decoded, tmp_path,
         assert_as_without_a_cache(root, tmp_path, monkeypatch, **settings)
 
 
-@pytest.mark.parametrize("grey_first", [True, False])
-def test_images_are_reused_when_the_first_in_colour_comes_or_the_last_one_goes(
-    root, decoded, tmp_path, monkeypatch, grey_first
+@pytest.mark.parametrize("gray_first", [True, False])
+def test_images_are_reused_when_the_first_in_color_comes_or_the_last_one_goes(
+    root, decoded, tmp_path, monkeypatch, gray_first
 ):
     put_split(root, {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
-    colour = put(root, "test/a/colour.png", np.full((4, 3, 3), [255, 0, 0], np.uint8))
-    hidden = colour.with_name(".hidden")
-    for shown in (not grey_first, grey_first):
-        if shown != colour.exists():
-            colour.rename(hidden) if colour.exists() else hidden.rename(colour)
+    color = put(root, "test/a/color.png", np.full((4, 3, 3), [255, 0, 0], np.uint8))
+    hidden = color.with_name(".hidden")
+    for shown in (not gray_first, gray_first):
+        if shown != color.exists():
+            color.rename(hidden) if color.exists() else hidden.rename(color)
         decoded.clear()
         assert load(root).image_shape == (4, 3, 3 if shown else 1)
-    assert decoded == ([colour] if grey_first else [])
+    assert decoded == ([color] if gray_first else [])
     assert_as_without_a_cache(root, tmp_path, monkeypatch)
 
 
@@ -846,7 +846,7 @@ def test_nothing_remains_after_an_error(root, before_opening):
 
 def test_no_file_is_still_being_read_after_an_error(root, monkeypatch):
     put_split(root, {".": {"a": 30, "b": 30}})
-    put(root, "a/!.png", grey(0, (5, 3)))
+    put(root, "a/!.png", gray(0, (5, 3)))
     read = folder.read_image
     running = []
 
@@ -938,7 +938,7 @@ def test_a_file_that_changes_while_it_is_decoded(root, monkeypatch):
 
     def change(file, *args):
         if file.name == path:
-            path.write_bytes(encoded(grey(200)))
+            path.write_bytes(encoded(gray(200)))
         return read(file, *args)
 
     with monkeypatch.context() as patch:
@@ -976,7 +976,7 @@ def test_pillows_warnings_are_suppressed(root, capfd):
     # Announces a thousand fractions that are missing.
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x1a\x01\x05\0\xe8\x03\0\0\x08\0\0\0\0\0\0\0"
     for value, name in enumerate(("a/0.png", "a/1.png", "b/0.png", "b/1.png")):
-        put(root, name, grey(value), exif=exif)
+        put(root, name, gray(value), exif=exif)
     with warnings.catch_warnings(record=True) as caught_warnings:
         warnings.simplefilter("always")
         assert len(load(root).train) == 2

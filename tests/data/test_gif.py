@@ -10,7 +10,7 @@ from cnn_jax.data.image import read_image
 from cnn_jax.errors import UsageError
 
 RNG = np.random.default_rng(0)
-GREY = RNG.permutation(256).astype(np.uint8).reshape(16, 16)
+GRAY = RNG.permutation(256).astype(np.uint8).reshape(16, 16)
 COLOURS = RNG.integers(0, 256, (8, 3), np.uint8)
 INDICES = RNG.integers(0, 8, (5, 7), np.uint8)
 
@@ -48,10 +48,10 @@ def test_a_file_written_by_hand():
     assert read(minimal()).tolist() == [[[4, 5, 6]]]
 
 
-def test_grey_and_colour():
-    grey = read(encoded(Image.fromarray(GREY)))
-    assert grey.shape == (16, 16, 1)
-    np.testing.assert_array_equal(grey[..., 0], GREY)
+def test_gray_and_color():
+    gray = read(encoded(Image.fromarray(GRAY)))
+    assert gray.shape == (16, 16, 1)
+    np.testing.assert_array_equal(gray[..., 0], GRAY)
     for interlace in (0, 1):
         np.testing.assert_array_equal(read(encoded(palette_image(), interlace=interlace)), COLOURS[INDICES])
 

@@ -19,7 +19,7 @@ from cnn_jax.data.memory import MemoryBudget
 from cnn_jax.errors import UsageError
 
 RNG = np.random.default_rng(0)
-GREY = RNG.integers(0, 256, (5, 7), np.uint8)
+GRAY = RNG.integers(0, 256, (5, 7), np.uint8)
 COLOUR = RNG.integers(0, 256, (5, 7, 3), np.uint8)
 ALPHA = RNG.integers(0, 256, (5, 7), np.uint8)
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -62,7 +62,7 @@ def exif(orientation):
     return data.tobytes()
 
 
-def read(content, size=GREY.shape, channels=3):
+def read(content, size=GRAY.shape, channels=3):
     pixels = read_image(io.BytesIO(content), size, channels)
     assert pixels.dtype == np.uint8
     if size:
@@ -79,9 +79,9 @@ def on_white(values, alpha):
     return values * alpha + 255 * (1 - alpha)
 
 
-def palette_image(colours, indices):
+def palette_image(colors, indices):
     image = Image.fromarray(indices)
-    image.putpalette(colours.ravel().tolist())
+    image.putpalette(colors.ravel().tolist())
     return image
 
 
@@ -89,23 +89,23 @@ PALETTE = RNG.integers(0, 256, (8, 3), np.uint8)
 INDICES = RNG.integers(0, 8, (5, 7)).astype(np.uint8)
 WIDE = RNG.integers(0, 2**16, (5, 7), np.uint16)
 WIDE_COLOUR = RNG.integers(0, 2**16, (5, 7, 3), np.uint16)
-RGB_OF_GREY = np.repeat(GREY[..., np.newaxis], 3, axis=2)
+RGB_OF_GRAY = np.repeat(GRAY[..., np.newaxis], 3, axis=2)
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        pytest.param(encoded(GREY, "PNG"), RGB_OF_GREY, id="png L"),
+        pytest.param(encoded(GRAY, "PNG"), RGB_OF_GRAY, id="png L"),
         pytest.param(encoded(COLOUR, "PNG"), COLOUR, id="png RGB"),
-        pytest.param(encoded(GREY > 127, "PNG"), np.where(RGB_OF_GREY > 127, 255, 0), id="png 1"),
+        pytest.param(encoded(GRAY > 127, "PNG"), np.where(RGB_OF_GRAY > 127, 255, 0), id="png 1"),
         pytest.param(encoded(palette_image(PALETTE, INDICES), "PNG"), PALETTE[INDICES], id="png P"),
         pytest.param(encoded(WIDE, "PNG"), np.repeat(WIDE[..., np.newaxis] // 256, 3, axis=2), id="png I;16"),
         pytest.param(
             png(7, 5, 16, 2, [row.astype(">u2").tobytes() for row in WIDE_COLOUR]), WIDE_COLOUR // 256, id="png RGB 16"
         ),
-        pytest.param(encoded(GREY, "BMP"), RGB_OF_GREY, id="bmp L"),
+        pytest.param(encoded(GRAY, "BMP"), RGB_OF_GRAY, id="bmp L"),
         pytest.param(encoded(COLOUR, "BMP"), COLOUR, id="bmp RGB"),
-        pytest.param(encoded(GREY > 127, "BMP"), np.where(RGB_OF_GREY > 127, 255, 0), id="bmp 1"),
+        pytest.param(encoded(GRAY > 127, "BMP"), np.where(RGB_OF_GRAY > 127, 255, 0), id="bmp 1"),
         pytest.param(encoded(palette_image(PALETTE, INDICES), "BMP"), PALETTE[INDICES], id="bmp P"),
         pytest.param(encoded(COLOUR, "WEBP", lossless=True), COLOUR, id="webp RGB"),
     ],
@@ -119,7 +119,7 @@ def test_lossless_formats(content, expected):
     ("content", "expected"),
     [
         pytest.param(encoded(np.dstack([COLOUR, ALPHA]), "PNG"), on_white(COLOUR, ALPHA), id="png RGBA"),
-        pytest.param(encoded(np.dstack([GREY, ALPHA]), "PNG"), on_white(RGB_OF_GREY, ALPHA), id="png LA"),
+        pytest.param(encoded(np.dstack([GRAY, ALPHA]), "PNG"), on_white(RGB_OF_GRAY, ALPHA), id="png LA"),
         pytest.param(
             encoded(np.dstack([COLOUR, ALPHA]), "WEBP", lossless=True, exact=True),
             on_white(COLOUR, ALPHA),
@@ -128,22 +128,22 @@ def test_lossless_formats(content, expected):
         pytest.param(
             encoded(palette_image(PALETTE, INDICES), "PNG", transparency=3),
             on_white(PALETTE[INDICES], np.where(INDICES == 3, 0, 255)),
-            id="png P with one colour transparent",
+            id="png P with one color transparent",
         ),
         pytest.param(
             encoded(palette_image(PALETTE, INDICES), "PNG", transparency=bytes(range(0, 160, 20))),
             on_white(PALETTE[INDICES], INDICES * 20),
-            id="png P with an alpha for each colour",
+            id="png P with an alpha for each color",
         ),
         pytest.param(
             encoded(INDICES, "PNG", transparency=3),
             on_white(INDICES[..., np.newaxis].repeat(3, 2), np.where(INDICES == 3, 0, 255)),
-            id="png L with one grey transparent",
+            id="png L with one gray transparent",
         ),
         pytest.param(
             encoded(COLOUR, "PNG", transparency=tuple(COLOUR[2, 3].tolist())),
             on_white(COLOUR, np.where((COLOUR[2, 3] == COLOUR).all(axis=-1), 0, 255)),
-            id="png RGB with one colour transparent",
+            id="png RGB with one color transparent",
         ),
         pytest.param(
             png(
@@ -155,7 +155,7 @@ def test_lossless_formats(content, expected):
                 before=chunk(b"tRNS", struct.pack(">H", WIDE[1, 2])),
             ),
             on_white(np.repeat(WIDE[..., np.newaxis] // 256, 3, axis=2), np.where(WIDE[1, 2] == WIDE, 0, 255)),
-            id="png I;16 with one grey transparent",
+            id="png I;16 with one gray transparent",
         ),
     ],
 )
@@ -200,28 +200,28 @@ def test_exif_orientation(form, orientation):
 
 
 def test_orientation_that_follows_the_pixels():
-    rows = [row.tobytes() for row in GREY]
+    rows = [row.tobytes() for row in GRAY]
     content = png(7, 5, 8, 0, rows, after=chunk(b"eXIf", exif(6).removeprefix(b"Exif\0\0")))
     for size in ((7, 5), None):
-        np.testing.assert_array_equal(read(content, size, 1)[..., 0], np.rot90(GREY, -1))
+        np.testing.assert_array_equal(read(content, size, 1)[..., 0], np.rot90(GRAY, -1))
 
 
 @pytest.mark.parametrize("damaged", [b"Exif\0\0", b"Exif\0\0nonsense", exif(6)[:14], exif(9), exif(0)])
 def test_damaged_exif_is_ignored(damaged):
-    content = encoded(GREY, "PNG", exif=damaged)
+    content = encoded(GRAY, "PNG", exif=damaged)
     with quiet():
-        for size in (GREY.shape, None):
-            np.testing.assert_array_equal(read(content, size, 1)[..., 0], GREY)
+        for size in (GRAY.shape, None):
+            np.testing.assert_array_equal(read(content, size, 1)[..., 0], GRAY)
 
 
 def test_quiet():
     # The orientation, followed by a thousand fractions that are missing.
     entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", 0x011A, 5, 1000, 8)
-    content = encoded(GREY, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + b"\0\0\0\0")
+    content = encoded(GRAY, "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + b"\0\0\0\0")
     with pytest.warns(UserWarning, match="corrupt EXIF data|larger than file|Truncated"):
         Image.open(io.BytesIO(content)).getexif()
     with quiet():
-        np.testing.assert_array_equal(read(content, (7, 5), 1)[..., 0], np.rot90(GREY, -1))
+        np.testing.assert_array_equal(read(content, (7, 5), 1)[..., 0], np.rot90(GRAY, -1))
     with pytest.warns(UserWarning, match="not suppressed"):
         warnings.warn("not suppressed", stacklevel=1)
 
@@ -254,23 +254,23 @@ def test_the_first_of_several_pictures_in_a_jpeg():
 
 
 @pytest.mark.parametrize(
-    ("content", "in_colour"),
+    ("content", "in_color"),
     [
-        *[(encoded(image, "PNG"), False) for image in (GREY, GREY > 127, WIDE, np.dstack([GREY, ALPHA]))],
+        *[(encoded(image, "PNG"), False) for image in (GRAY, GRAY > 127, WIDE, np.dstack([GRAY, ALPHA]))],
         *[(encoded(image, "PNG"), True) for image in (COLOUR, palette_image(PALETTE, INDICES))],
-        (encoded(GREY, "JPEG"), False),
+        (encoded(GRAY, "JPEG"), False),
         (encoded(COLOUR, "JPEG"), True),
         (encoded(Image.new("CMYK", (7, 5)), "JPEG"), True),
-        (encoded(GREY, "BMP"), False),
+        (encoded(GRAY, "BMP"), False),
         (encoded(COLOUR, "BMP"), True),
         (encoded(COLOUR, "WEBP"), True),
         (encoded(palette_image(PALETTE, INDICES), "GIF"), True),
     ],
 )
-def test_own_size_and_channels(content, in_colour):
+def test_own_size_and_channels(content, in_color):
     pixels = read(content, size=None, channels=None)
-    assert pixels.shape == (5, 7, 3 if in_colour else 1)
-    np.testing.assert_array_equal(pixels, read(content, (5, 7), 3 if in_colour else 1))
+    assert pixels.shape == (5, 7, 3 if in_color else 1)
+    np.testing.assert_array_equal(pixels, read(content, (5, 7), 3 if in_color else 1))
 
 
 def test_a_file_by_its_path(tmp_path):
@@ -288,7 +288,7 @@ def refusals(path):
         yield message
 
 
-@pytest.mark.parametrize("content", [b"", b"text\n", encoded(GREY, "PPM"), encoded(GREY, "ICO"), b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize("content", [b"", b"text\n", encoded(GRAY, "PPM"), encoded(GRAY, "ICO"), b"\x89PNG\r\n\x1a\n"])
 def test_no_image(tmp_path, content):
     (tmp_path / "x.png").write_bytes(content)
     for message in refusals(tmp_path / "x.png"):
@@ -297,7 +297,7 @@ def test_no_image(tmp_path, content):
 
 @pytest.mark.parametrize("options", [{}, {"compression": "tiff_lzw"}, {"big_tiff": True}])
 def test_tiff(tmp_path, options):
-    (tmp_path / "x.tif").write_bytes(encoded(GREY, "TIFF", **options))
+    (tmp_path / "x.tif").write_bytes(encoded(GRAY, "TIFF", **options))
     for message in refusals(tmp_path / "x.tif"):
         assert message == f"{tmp_path / 'x.tif'} is a TIFF, which is not supported: convert it to PNG"
 
@@ -395,7 +395,7 @@ def test_not_a_regular_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
     with (tmp_path / "sparse").open("wb") as file:
-        file.write(encoded(GREY))
+        file.write(encoded(GRAY))
         file.truncate(200 * 10**9)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for name, wrong in {

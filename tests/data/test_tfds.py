@@ -153,8 +153,8 @@ def test_features_found_without_supervised_keys(tmp_path):
 
 
 def test_features_chosen_by_supervised_keys(tmp_path):
-    features = {"colour": kinds.ClassLabel(num_classes=9)} | CLASSIFIED
-    prepare(tmp_path, {"train": [example(index, colour=7) for index in range(10)]}, features=features)
+    features = {"color": kinds.ClassLabel(num_classes=9)} | CLASSIFIED
+    prepare(tmp_path, {"train": [example(index, color=7) for index in range(10)]}, features=features)
     dataset = load("shapes", tmp_path)
     assert dataset.class_names == ("a", "b")
     assert sorted(dataset.test.labels) == [0, 1]

@@ -22,7 +22,7 @@ from cnn_jax.training.step import Params
 from cnn_jax.training.task import Normalize
 
 SHAPES = [(16, 16, 1), (21, 30, 3)]
-"""The smallest; and one with colours, odd rows and columns before each pool, and 2x4 pixels that are flattened."""
+"""The smallest; and one with colors, odd rows and columns before each pool, and 2x4 pixels that are flattened."""
 
 
 @pytest.fixture(params=SHAPES, ids="{0[0]}x{0[1]}x{0[2]}".format)
@@ -43,7 +43,17 @@ def make_run(tmp_path_factory) -> Callable[..., Run]:
         state = jax.tree.map(lambda leaf: rng.uniform(-0.3, 0.3, leaf.shape).astype(leaf.dtype), shapes)
         classes = tuple(f"class {number}" for number in range(num_classes))
         workdir = tmp_path_factory.mktemp("run")
-        return Run(workdir, config, image_shape, classes, False, (), task, jax.device_put(state))
+        return Run(
+            workdir=workdir,
+            config=config,
+            image_shape=image_shape,
+            class_names=classes,
+            data_sha256="",
+            dark_background=False,
+            history=(),
+            task=task,
+            state=jax.device_put(state),
+        )
 
     return make
 
@@ -65,7 +75,7 @@ def images(image_shape) -> np.ndarray:
 
 @pytest.fixture
 def known_data(run, images, monkeypatch) -> None:
-    """The run's data set has those images."""
+    """The run's dataset has those images."""
     split = Split(images, np.zeros(len(images), np.int32))
     monkeypatch.setattr(data, "load", lambda config: Dataset(config.dataset, split, split, run.class_names))
 

@@ -93,7 +93,7 @@ RUNS = {
     "nasty": make_run(6, names=NASTY, config=Config(dataset="tfds:<b>&\"'", data_dir="/a/<i>/ö & ü")),
     "one epoch": make_run(num_epochs=1),
     "hundreds of epochs": make_run(num_epochs=300),
-    "two classes in colour": make_run(2, image_shape=(40, 60, 3)),
+    "two classes in color": make_run(2, image_shape=(40, 60, 3)),
     "a hundred classes": make_run(100, 700, names=tuple(f"class number {n} of a hundred" for n in range(100))),
     "no mistakes": without_mistakes(make_run()),
 }
@@ -291,7 +291,7 @@ def test_data_hardware_and_versions(page):
 def test_size_of_the_splits_and_of_color_images(page):
     data = details(page(RUNS["validation"]))["Data and model"]
     assert [data[f"{name} images"] for name in ("Train", "Validation", "Test")] == ["60", "7", "60"]
-    data = details(page(RUNS["two classes in colour"]))["Data and model"]
+    data = details(page(RUNS["two classes in color"]))["Data and model"]
     assert (data["Image size"], data["Channels"]) == ("40 \N{MULTIPLICATION SIGN} 60 pixels", "3 (color)")
 
 
@@ -582,9 +582,9 @@ def test_many_classes_and_wide_tables_have_a_scroll_hint(page):
     assert "Scroll" not in section(page(make_run(3)), "confusion").text
 
 
-def luminance(colour):
+def luminance(color):
     """The relative luminance of ``#rrggbb`` as defined by WCAG 2.2."""
-    channels = np.array([int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)])
+    channels = np.array([int(color[n : n + 2], 16) / 255 for n in (1, 3, 5)])
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return linear @ [0.2126, 0.7152, 0.0722]
 

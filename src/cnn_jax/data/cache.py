@@ -8,7 +8,7 @@ The file of an entry is the concatenation of
 
 - the images, uint8 ``[N, H, W, C]``;
 - the index, uint8 ``[N, 65]``: the SHA-256 digest of each image file, that of the image in the array, and its number of
-  channels, which is 1 if it is grey and repeated in C channels;
+  channels, which is 1 if it is gray and repeated in C channels;
 - the trailer: ``N, H, W, C`` as little-endian 64-bit integers, and the SHA-256 digest of the index and these.
 """
 
@@ -31,7 +31,7 @@ from cnn_jax import files
 from cnn_jax.data.memory import available_memory
 
 MAX_BYTES = 10 * 10**9
-"""Maximum size of all entries in bytes, about 200,000 colour images of 128x128 pixels; a larger one is kept alone."""
+"""Maximum size of all entries in bytes, about 200,000 color images of 128x128 pixels; a larger one is kept alone."""
 
 SHAPE_BYTES = 4 * 8
 DIGEST_BYTES = hashlib.sha256().digest_size

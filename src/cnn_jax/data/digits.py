@@ -26,8 +26,8 @@ def load() -> Dataset:
     from sklearn.model_selection import train_test_split
 
     stored = load_digits()
-    grey = np.round(stored.images * (255 / MAX_INTENSITY)).astype(np.uint8)
-    enlarged = [Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in grey]
+    gray = np.round(stored.images * (255 / MAX_INTENSITY)).astype(np.uint8)
+    enlarged = [Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC) for image in gray]
     images = np.stack([np.asarray(image) for image in enlarged])[..., np.newaxis]
     labels = stored.target.astype(np.int32)
     train_images, test_images, train_labels, test_labels = train_test_split(

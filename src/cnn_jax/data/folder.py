@@ -185,7 +185,7 @@ def _decoded(
 
     Returns:
         The SHA-256 digest of each file, or None if it is unreadable; and the shape ``(H, W, C)`` of the images,
-        which are in colour if any of them is.
+        which are in color if any of them is.
     """
 
     def read(path: Path) -> tuple[bytes, tuple[int, int, int], bool]:

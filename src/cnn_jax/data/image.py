@@ -54,8 +54,8 @@ READING = MemoryBudget(MAX_FILE_BYTES)
 DECODING = MemoryBudget(MAX_PIXELS * BYTES_PER_PIXEL)
 """Memory for the images that are decoded at the same time, 1.3 GB: a tiny file can hold the largest image."""
 
-GREY_MODES = ("1", "L", "LA", "I;16")
-"""Pillow's modes without colour, among those that it has for these formats."""
+GRAY_MODES = ("1", "L", "LA", "I;16")
+"""Pillow's modes without color, among those that it has for these formats."""
 
 ORIENTATION = 0x0112
 """EXIF tag (CIPA DC-008) of the rotation and reflection to apply before showing an image."""
@@ -74,7 +74,7 @@ def read_image(
         source: a PNG, JPEG, WebP, BMP or GIF file, or a HEIC file if pillow-heif is installed, recognised by its
             content; or such a file opened for reading bytes.
         size: height and width, or None to keep the image's own.
-        channels: 1 for grey, 3 for red, green and blue, or None to keep colour files in colour and grey ones in grey.
+        channels: 1 for gray, 3 for red, green and blue, or None to keep color files in color and gray ones in gray.
         fit: ``"pad"`` resizes the image to fit inside the size and centers it on its own background color, the median
             of its border; ``"crop"`` resizes it to cover the size and keeps the center; ``"stretch"`` changes its
             aspect ratio.
@@ -107,7 +107,7 @@ def _decoded(
 
     Image.core.set_block_size(BLOCK_BYTES)
     with _opened_image(source) as image:
-        channels = channels or (1 if image.mode in GREY_MODES else 3)
+        channels = channels or (1 if image.mode in GRAY_MODES else 3)
         coefficients = _coefficient_bytes(image)
         if size:  # a JPEG of several times the size is decoded at 1/2, 1/4 or 1/8 of its own, which is much faster
             image.draft(None, (2 * max(size),) * 2)
@@ -253,7 +253,7 @@ def _orientation(image: "Image.Image") -> int:
 
 
 def _on_white(image: "Image.Image") -> "Image.Image":
-    """The image without transparency, in a mode that Pillow converts faithfully to 8-bit grey and RGB."""
+    """The image without transparency, in a mode that Pillow converts faithfully to 8-bit gray and RGB."""
     from PIL import Image
 
     if image.mode == "I;16":  # Pillow would clip it at 255
