@@ -38,6 +38,7 @@ def main(args: Sequence[str]) -> int:
     cli.initialize_jax()
     # Slow imports come after the flags are parsed.
     from cnn_jax.report.console import EpochPrinter
+    from cnn_jax.report.tables import best_epoch
     from cnn_jax.runs.fit import StoppedError, fit, reached_target, resume
 
     with EpochPrinter(config.epochs) as printer, cli.StopSignals() as signals:
@@ -54,7 +55,7 @@ def main(args: Sequence[str]) -> int:
         except StoppedError as stopped:
             cli.say(stopped)
             return signals.exit_status
-    best = max(run.history, key=lambda record: (record.selection_accuracy, record.epoch))
+    best = best_epoch(run.history)
     cli.say(f"best epoch: {best.epoch} with an accuracy of {best.selection_accuracy:.4f}; see report.html")
     cli.say(f"run directory: {run.workdir}")
     if config.target_accuracy is not None and not reached_target(config, run.history):

@@ -244,12 +244,12 @@ def _train(
 def _first_line(trainer: Trainer, dataset: Dataset, model: str) -> str:
     """What is trained, on what data and devices."""
     counts = " and ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
-    shape, params = "x".join(map(str, dataset.image_shape)), jax.tree.leaves(trainer.abstract_state.params)
+    shape, num_parameters = "x".join(map(str, dataset.image_shape)), count_parameters(trainer.abstract_state.params)
     devices = trainer.mesh.devices.flat
     devices = f"{len(devices)} {devices[0].platform.upper()} device{'s' if len(devices) > 1 else ''}"
     return (
         f"{dataset.name}: {counts} images of {shape} in {len(dataset.class_names)} classes; {model}: "
-        f"{sum(leaf.size for leaf in params):,} parameters; {devices}"
+        f"{num_parameters:,} parameters; {devices}"
     )
 
 
