@@ -39,7 +39,7 @@ NOT_RUN = {
     "ruff check . && ruff format --check . && pytest": ".ci/run runs it",
     "python -m cnn_jax.train --config tutorial --seed 0": "needs Fashion-MNIST; tests/test_real_data.py trains it",
     "python -m cnn_jax.train --config tutorial": "needs Fashion-MNIST; tests/test_real_data.py trains it",
-    "python scripts/pytorch_lesson.py --epochs 10 --seeds 0 1 2 3 4 5 6 7 8 9": "needs Fashion-MNIST, PyTorch and minutes",
+    "python scripts/pytorch_lesson.py --epochs 10 --seeds 0 1 2 3 4 5 6 7 8 9": "needs Fashion-MNIST and PyTorch",
     "python scripts/benchmark.py --epochs 5 --torch-compile": "needs Fashion-MNIST, PyTorch and minutes",
     "python scripts/single_batch.py --dataset digits": "tests/test_scripts.py runs it",
     "python -m cnn_jax.export runs/mine --format onnx": "needs jax2onnx; tests/formats/test_onnx.py exports it",
