@@ -21,6 +21,13 @@ def load(name, directory):
     return data.load(Config(dataset=name, data_dir=str(directory)))
 
 
+def test_the_path_of_a_folder_is_suggested(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    with pytest.raises(UsageError, match="unknown dataset 'photos'; did you mean 'folder:photos'"):
+        data.load(Config(dataset="photos", image_size=(8, 8)))
+
+
 def test_data_dir(monkeypatch):
     monkeypatch.setenv("HOME", "/home/somebody")
     assert data.data_dir(Config()) == Path("/home/somebody/.cache/cnn_jax")

@@ -30,6 +30,7 @@ def load(config: Config) -> Dataset:
     kind, _, path = config.dataset.partition(":")
     if kind == "folder" and path:
         return folder.load(path, config)
+    _check_known(config.dataset)
     for setting in folder.SETTINGS:
         if getattr(config, setting) and kind != "folder":
             raise UsageError(f"{setting} applies to folder:PATH only, not to {config.dataset}: leave it out")
@@ -52,10 +53,15 @@ def _load(name: str, directory: Path, split_seed: int) -> Dataset:
         return digits.load()
     if name in mnist.FAMILIES:
         return mnist.load(name, directory)
-    if name.startswith("tfds:") and name != "tfds:":
-        return tfds.load(name.removeprefix("tfds:"), directory, split_seed)
+    return tfds.load(name.removeprefix("tfds:"), directory, split_seed)
+
+
+def _check_known(name: str) -> None:
+    if name in ("auto", "digits", *mnist.FAMILIES) or (name.startswith("tfds:") and name != "tfds:"):
+        return
     known = ("auto", *mnist.FAMILIES, "digits", "tfds:NAME", "folder:PATH")
-    raise UsageError(f"unknown dataset {name!r}{suggest(name, known)}; datasets: {', '.join(known)}")
+    suggestion = f"; did you mean 'folder:{name}'?" if Path(name).is_dir() else suggest(name, known)
+    raise UsageError(f"unknown dataset {name!r}{suggestion}; datasets: {', '.join(known)}")
 
 
 def data_dir(config: Config) -> Path:
