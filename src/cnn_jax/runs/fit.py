@@ -219,17 +219,7 @@ def _train(
             if reached_target(config, history):
                 break
         stop_if_requested(progress)
-        score, logits = trainer.evaluate(progress.state, "test")
-        _warn_if_constant(logits, dataset)
-        summary = summarize(
-            config,
-            history,
-            dataset,
-            num_parameters=count_parameters(progress.state.params),
-            test_score=score,
-            compile_seconds=compile_seconds,
-            devices=trainer.mesh.devices.ravel().tolist(),
-        )
+        summary, logits = _evaluate(trainer, config, history, dataset, progress.state, compile_seconds)
         directory.write_summary(summary)
         report = _report(config, history, trainer.steps_per_epoch, dataset, logits, summary) if outputs.report else {}
         for name, write in report.items():
@@ -239,6 +229,29 @@ def _train(
         stop_if_requested(progress)
     state = jax.device_put(progress.state, jax.devices()[0])  # on one device, as load_run returns it
     return Run.of(directory, dataclasses.replace(metadata, history=tuple(history)), trainer.task, state)
+
+
+def _evaluate(
+    trainer: Trainer,
+    config: Config,
+    history: Sequence[EpochRecord],
+    dataset: Dataset,
+    state: TrainState,
+    compile_seconds: float,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Score the final parameters on the test split; return the summary of the run and the logits."""
+    score, logits = trainer.evaluate(state, "test")
+    _warn_if_constant(logits, dataset)
+    summary = summarize(
+        config,
+        history,
+        dataset,
+        num_parameters=count_parameters(state.params),
+        test_score=score,
+        compile_seconds=compile_seconds,
+        devices=trainer.mesh.devices.ravel().tolist(),
+    )
+    return summary, logits
 
 
 def _first_line(trainer: Trainer, dataset: Dataset, model: str) -> str:
