@@ -1,5 +1,6 @@
 """Small data and quick compilation for all tests."""
 
+import logging
 import os
 
 import jax
@@ -26,6 +27,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = disable  # for the commands that the test starts
         jax.config.update("jax_disable_most_optimizations", disable == "1")
         jax.clear_caches()  # jit does not recompile when this setting changes
+
+
+@pytest.fixture(autouse=True)
+def default_logging():
+    """Undo what commands that run in this process do to the package's logger."""
+    logger = logging.getLogger("cnn_jax")
+    yield
+    logger.setLevel(logging.NOTSET)
+    logger.handlers.clear()
+    logger.propagate = True
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -54,7 +54,7 @@ def test_training_prints_one_line_per_epoch(digits_run):
         f"{processors} CPU device"
     )
     accuracy = json.loads((run / "summary.json").read_text())["test_accuracy"]
-    assert best == f"best epoch: 1 with an accuracy of {accuracy:.4f}; see report.html"
+    assert best == f"best epoch: 1 with a test accuracy of {accuracy:.4f}; see report.html"
     assert workdir == "run directory: run"
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -181,6 +182,24 @@ def test_a_file_that_cannot_be_written(call, tmp_path, monkeypatch, flag, name, 
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert re.search(message, err)
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_two_outputs_to_one_file_are_refused(call, tmp_path):
+    status, out, err = call("--predictions", tmp_path / "same", "--report", tmp_path / "same")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: --predictions and --report name the same file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_a_failure_that_names_the_file(call, tmp_path, monkeypatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(evaluate, "_save_predictions", fail)
+    status, _, err = call("--predictions", tmp_path / "full.csv", "--report", tmp_path / "report.html")
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"cannot write {tmp_path}/full.csv (No space left on device): free some space" in err
+    assert not list(tmp_path.iterdir())
 
 
 # --report

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 from typing import NoReturn
 
 from cnn_jax import __version__, cli
@@ -43,7 +44,7 @@ python -m cnn_jax.COMMAND is the same. The commands:
 """
 
 
-def _module(name: str) -> object:
+def _module(name: str) -> ModuleType:
     return import_module(f"cnn_jax.{name}")
 
 

@@ -48,7 +48,9 @@ def _paths(root: Path, kind: str) -> list[Path]:
 
 
 def _size(path: Path) -> int:
-    """The size of all files in a directory in bytes; links are not followed."""
+    """The size of a file, or of all files in a directory, in bytes; links are not followed."""
+    if path.is_symlink() or path.is_file():
+        return path.lstat().st_size
     return sum(Path(folder, name).lstat().st_size for folder, _, names in os.walk(path) for name in names)
 
 
@@ -59,7 +61,7 @@ def _remove(path: Path) -> None:
         else:
             path.unlink()
     except OSError as error:
-        raise CnnJaxError(f"cannot remove {error.filename}: {error.strerror}") from None
+        raise CnnJaxError(f"cannot remove all of {path} ({error.strerror}): remove it by hand") from None
 
 
 if __name__ == "__main__":

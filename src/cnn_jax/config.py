@@ -66,7 +66,7 @@ class DataConfig(Settings):
         "read the images of folder:PATH as grayscale (1) or color (3) (default: color if any image is)", default=None
     )
     skip_unreadable: Switch = setting(
-        "skip files in folder:PATH that cannot be read as images, and print how many", default=False
+        "skip files in folder:PATH that cannot be read as images, and print how many", default=False, may_change=True
     )
     validation_fraction: Fraction = setting(
         "fraction of the training examples to hold out for validation, in every class alike", default=0.0
@@ -173,7 +173,7 @@ class Config(TrainingConfig, OptimizerConfig, ModelConfig, DataConfig):
             with path.open("rb") as file:
                 content = file.read(MAX_LENGTH + 1)
         except OSError as error:
-            raise UsageError(f"cannot read the config {source}: {error.strerror}") from None
+            raise UsageError(f"cannot read the config {source}: {error.strerror}; use another --config") from None
         return cls.from_yaml_content(content, str(source))
 
     @classmethod

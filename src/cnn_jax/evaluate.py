@@ -7,7 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +52,8 @@ class EvaluateFlags(Settings):
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     flags = cli.parse(EvaluateFlags, args, module="cnn_jax.evaluate")
+    if flags.predictions is not None and flags.predictions == flags.report:
+        raise UsageError("--predictions and --report name the same file: choose another for one of them")
     cli.initialize_jax()
     # Slow imports come after the flags are parsed.
     from cnn_jax.runs.run import load_run
@@ -62,11 +64,13 @@ def main(args: Sequence[str]) -> int:
         dataset = run.aligned(_load(run, flags))
         evaluation = run.evaluate(dataset)
         if dataset.name != run.config.dataset:
-            _warn_of_training_images(run, flags, dataset)
+            _warn_of_training_images(run, dataset)
         if predictions is not None:
-            _save_predictions(predictions, dataset, evaluation)
+            with _reporting(flags.predictions):
+                _save_predictions(predictions, dataset, evaluation)
         if report is not None:
-            _save_report(report, run, dataset, evaluation)
+            with _reporting(flags.report):
+                _save_report(report, run, dataset, evaluation)
     print(_json(run, dataset, evaluation) if flags.json else _text(run, dataset, evaluation))
     return 0
 
@@ -184,27 +188,36 @@ def _writing(name: str | None) -> Iterator[Path | None]:
     """Yield a temporary file that replaces the named one when the context is left without an error; None if it is None.
 
     Raises:
-        UsageError: the file cannot be written.
+        UsageError: the file cannot be created.
     """
     if name is None:
         yield None
         return
     path = Path(os.path.realpath(files.expanded(name)))  # a symbolic link stays one
+    with ExitStack() as stack:
+        try:
+            if path.exists() and not path.is_file():
+                raise UsageError(f"{path} is not a regular file: choose another file")
+            temporary = stack.enter_context(files.replacing(path))
+        except OSError as error:
+            raise UsageError(f"cannot write {path} ({error.strerror}): choose another file") from None
+        yield temporary
+
+
+@contextmanager
+def _reporting(name: str) -> Iterator[None]:
     try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} is not a regular file: choose another file")
-        with files.replacing(path) as temporary:
-            yield temporary
+        yield
     except OSError as error:
-        raise UsageError(f"cannot write {path} ({error.strerror}): choose another file") from None
+        raise CnnJaxError(f"cannot write {name} ({error.strerror}): free some space, or choose another file") from None
 
 
-def _warn_of_training_images(run: "Run", flags: EvaluateFlags, dataset: "Dataset") -> None:
+def _warn_of_training_images(run: "Run", dataset: "Dataset") -> None:
     """Warn if test images of another dataset are among the run's training images, or if that is not known."""
     from cnn_jax import data
 
     try:
-        train = data.load(dataclasses.replace(run.config, data_dir=flags.data_dir or run.config.data_dir)).train
+        train = data.load(run.config).train
     except CnnJaxError as error:
         logger.warning("not checked whether the network was trained on test images: %s", error)
         return

@@ -56,7 +56,8 @@ def main(args: Sequence[str]) -> int:
             cli.say(stopped)
             return signals.exit_status
     best = best_epoch(run.history)
-    cli.say(f"best epoch: {best.epoch} with an accuracy of {best.selection_accuracy:.4f}; see report.html")
+    split = "test" if best.validation_accuracy is None else "validation"
+    cli.say(f"best epoch: {best.epoch} with a {split} accuracy of {best.selection_accuracy:.4f}; see report.html")
     cli.say(f"run directory: {run.workdir}")
     if config.target_accuracy is not None and not reached_target(config, run.history):
         cli.say(f"the accuracy did not reach {config.target_accuracy} in {config.epochs} epochs")

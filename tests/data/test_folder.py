@@ -461,13 +461,15 @@ def test_no_permission():
 @pytest.mark.parametrize(
     ("path", "wrong"),
     [
-        ("missing", "cannot read the folder {}: No such file or directory; if it has moved, give its new path"),
-        ("file", "cannot read the folder {}: Not a directory; if it has moved, give its new path"),
+        ("missing", "cannot read the folder {}: No such file or directory; check the path"),
+        ("file", "cannot read the folder {}: Not a directory; check the path"),
     ],
 )
 def test_no_folder(tmp_path, path, wrong):
     put(tmp_path, "file", b"text")
-    assert refusal(tmp_path / path) == f"{wrong.format(tmp_path / path)} with --dataset folder:PATH"
+    assert refusal(tmp_path / path) == (
+        f"{wrong.format(tmp_path / path)}, and give that of a moved folder with --dataset folder:PATH"
+    )
 
 
 def test_unknown_home_directory():
@@ -503,7 +505,7 @@ def test_no_path(name):
         ),
         (
             [f"{part}/{name}/0.png" for part in ("train", "val", "validation", "test") for name in "ab"],
-            "{0} has both val/ and validation/: keep one of them",
+            "{0} has val/, validation/: keep one of them",
         ),
         (["test/a/0.png", "test/b/0.png", "train"], "{0} has test/ but no train/: add it, or use folder:{0}/test to"),
         (

@@ -29,9 +29,10 @@ def test_without_normalize_it_is_only_scaled(dataset, tmp_path):
 
 
 def test_a_network_that_does_not_learn_is_warned_of(dataset, tmp_path, caplog):
-    fit(dataclasses.replace(CONFIG, learning_rate=100), tmp_path / "run", dataset=dataset, report=False)
+    config = dataclasses.replace(CONFIG, learning_rate=100, batch_size=2, epochs=4)
+    fit(config, tmp_path / "run", dataset=dataset, report=False)
     (warning,) = [record.getMessage() for record in caplog.records if "not learning" in record.message]
-    assert warning.endswith("after epoch 1, and 1.0986 is that of guessing; try a lower --learning-rate")
+    assert warning.endswith("after epoch 2, and 1.0986 is that of guessing; try a lower --learning-rate")
 
 
 def test_a_constant_prediction_is_warned_of(dataset, tmp_path, caplog):
@@ -39,12 +40,18 @@ def test_a_constant_prediction_is_warned_of(dataset, tmp_path, caplog):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (240, 16, 16, 1), np.uint8), np.repeat([0, 1, 2], [200, 20, 20])
     noise = Dataset.from_arrays((images, labels), (images, labels), class_names=("many", "few", "fewer"))
-    fit(Config(epochs=1, batch_size=40), tmp_path / "run", dataset=noise, report=False)
+    fit(Config(epochs=1, batch_size=4), tmp_path / "run", dataset=noise, report=False)
     assert [record.getMessage() for record in caplog.records] == [
         "the network predicts many for every test image: try a lower --learning-rate"
     ]
 
 
+def test_a_network_that_had_no_time_to_learn_is_not_warned_of(dataset, tmp_path, caplog):
+    config = Config(epochs=1, batch_size=47, learning_rate=1e-6)
+    fit(config, tmp_path / "run", dataset=dataset, report=False)
+    assert not caplog.records
+
+
 def test_a_network_that_learns_is_not_warned_of(dataset, tmp_path, caplog):
-    fit(dataclasses.replace(CONFIG, epochs=4), tmp_path / "run", dataset=dataset, report=False)
+    fit(dataclasses.replace(CONFIG, epochs=20), tmp_path / "run", dataset=dataset, report=False)
     assert not caplog.records

@@ -50,8 +50,8 @@ def test_a_moved_folder_is_resumed_with_its_new_path(two_epochs, moved):
         resume(workdir, epochs=2, report=False)
     old = images.parents[1] / "before" / "images"
     assert str(caught.value) == (
-        f"cannot read the folder {old}: No such file or directory; if it has moved, give its new path with --dataset "
-        "folder:PATH"
+        f"cannot read the folder {old}: No such file or directory; check the path, and give that of a moved folder "
+        "with --dataset folder:PATH"
     )
     resume(workdir, dataset=f"folder:{images}", epochs=2, report=False)
     assert_same_outcome(workdir, two_epochs[1])

@@ -23,7 +23,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -41,7 +41,7 @@ WRITE_BYTES = 1 << 20
 """Number of bytes written at a time."""
 
 
-class ImageCache(contextlib.ExitStack):
+class ImageCache:
     """Decoded images by the SHA-256 digest of their file, from the entries of a directory and newly added ones.
 
     Every image is verified before its first use; one that is damaged counts as missing. The directory is used only if
@@ -56,7 +56,6 @@ class ImageCache(contextlib.ExitStack):
     """
 
     def __init__(self, directory: Path, settings: object, max_bytes: int = MAX_BYTES) -> None:
-        super().__init__()
         self._directory = directory
         self._prefix = hashlib.sha256(repr(settings).encode()).hexdigest()
         self._max_bytes = max_bytes
@@ -68,7 +67,14 @@ class ImageCache(contextlib.ExitStack):
         self._lock = threading.Lock()
         if self._usable:
             with contextlib.suppress(OSError):  # without a name, so that it never remains
-                self._temporary = self.enter_context(tempfile.TemporaryFile(dir=directory, buffering=0))  # noqa: SIM115
+                self._temporary = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115 (see __exit__)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._temporary:
+            self._temporary.close()
 
     def find(self, digest: bytes) -> np.ndarray | None:
         """The image decoded from the file with a digest, uint8 ``[H, W, 1 or 3]``, or None.

@@ -16,7 +16,7 @@ Arrays = tuple[ArrayLike, ArrayLike]
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled images.
+    """Labeled images.
 
     Attributes:
         images: uint8 ``[N, H, W, C]``, as stored: the training step scales them to floats.

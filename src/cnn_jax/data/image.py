@@ -71,7 +71,7 @@ def read_image(
     the size keeps its pixels unchanged. Use ``quiet`` to suppress Pillow's warnings.
 
     Args:
-        source: a PNG, JPEG, WebP, BMP or GIF file, or a HEIC file if pillow-heif is installed, recognised by its
+        source: a PNG, JPEG, WebP, BMP or GIF file, or a HEIC file if pillow-heif is installed, recognized by its
             content; or such a file opened for reading bytes.
         size: height and width, or None to keep the image's own.
         channels: 1 for gray, 3 for red, green and blue, or None to keep color files in color and gray ones in gray.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cnn_jax.errors import UsageError
 
-SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
+SPLIT_FOLDERS = {"train": ("train",), "validation": ("val", "valid", "validation"), "test": ("test",)}
 """Names of the folder of each split."""
 
 NOT_IMAGES = ("thumbs.db", "desktop.ini")
@@ -27,7 +27,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     found = {split: [root / name for name in names if root / name in folders] for split, names in SPLIT_FOLDERS.items()}
     if found["train"] and found["test"]:
         if len(found["validation"]) > 1:
-            raise UsageError(f"{root} has both val/ and validation/: keep one of them")
+            raise UsageError(f"{root} has {_few([f'{path.name}/' for path in found['validation']])}: keep one of them")
         return {split: paths[0] for split, paths in found.items() if paths}
     # A single one of them that contains images is the folder of a class with this name.
     for split, missing in (("train", "test"), ("test", "train")):
@@ -102,8 +102,8 @@ def _visible(folder: Path) -> list[Path]:
 
 def _unreadable(folder: Path, error: OSError) -> UsageError:
     return UsageError(
-        f"cannot read the folder {folder}: {error.strerror}; if it has moved, give its new path with --dataset "
-        "folder:PATH"
+        f"cannot read the folder {folder}: {error.strerror}; check the path, and give that of a moved folder with "
+        "--dataset folder:PATH"
     )
 
 

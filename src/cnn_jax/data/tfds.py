@@ -50,7 +50,7 @@ def load(name: str, directory: Path, split_seed: int) -> Dataset:
         images uint8 ``[N, H, W, C]``; labels int32 ``[N]``. Its name is ``tfds:`` and the given name.
 
     Raises:
-        UsageError: there is no such dataset, it does not consist of labelled images of one size, or it cannot be read.
+        UsageError: there is no such dataset, it does not consist of labeled images of one size, or it cannot be read.
         CnnJaxError: preparing it failed.
     """
     if not NAME.fullmatch(name):

@@ -25,7 +25,7 @@ class CNN(nn.Module):
     def __call__(self, images: jax.Array, batch: BatchContext | None = None) -> jax.Array:
         """Float32 images ``[N, H, W, C]`` to float32 logits ``[N, num_classes]``.
 
-        ``batch`` is not used: there is neither dropout nor batch normalisation.
+        ``batch`` is not used: there is neither dropout nor batch normalization.
         """
         height, width = images.shape[1:3]
         if min(height, width) < 16:

@@ -96,7 +96,7 @@ def curves_svg(metric: str, history: Sequence[EpochRecord], steps_per_epoch: int
 
 
 def _draw_curves(axes: "Axes", metric: str, history: Sequence[EpochRecord], steps_per_epoch: int) -> list[str]:
-    """Draw a curve for each split, labelled with its last value; return a tooltip for each marker, in drawing order."""
+    """Draw a curve for each split, labeled with its last value; return a tooltip for each marker, in drawing order."""
     from matplotlib.ticker import MaxNLocator
 
     splits = metrics_by_split(history[-1], steps_per_epoch)

@@ -35,6 +35,9 @@ from cnn_jax.training.loop import ChunkReport, Progress, Trainer
 from cnn_jax.training.sharding import replicate
 from cnn_jax.training.state import TrainState
 
+MIN_STEPS = 50
+"""The number of steps after which a network should have learned something."""
+
 logger = logging.getLogger("cnn_jax")
 
 
@@ -88,8 +91,8 @@ def fit(
         StoppedError: a stop was requested.
     """
     _check_usable(config)
-    if config.init_from is not None and not Path(config.init_from).is_dir():
-        open_weights(Path(config.init_from))  # before the data is read, which may take long
+    config = _with_absolute_paths(config)
+    _check_weights(config)
     directory = None if workdir is None else Workdir(Path(workdir))
     if directory is not None:
         directory.check_unused()
@@ -143,11 +146,14 @@ def resume(
     directory = Workdir(Path(workdir))
     if isinstance(dataset, str):
         changes, dataset = changes | {"dataset": dataset}, None
-    config = dataclasses.replace(load_config(directory.path), **changes)
+    config = _with_absolute_paths(dataclasses.replace(load_config(directory.path), **changes))
     _check_usable(config)
     saved = _saved_metadata(directory)
+    trained = load_config(directory.path) if saved is None else saved.config
+    if dataset is None and config.dataset != "auto":  # before the data is read, which may take long
+        _check_same(config, trained, directory)
     config, dataset = _resolve(config, dataset)
-    _check_same(config, directory, saved)
+    _check_same(config, trained, directory)
     trainer = Trainer(config, dataset, devices)
     start = _start(trainer, config, dataset) if saved is None else None
     directory.create()
@@ -214,7 +220,7 @@ def _train(
             save(progress, record.selection_accuracy)
             for call in on_record:
                 call(record)
-            if len(history) == min(2, config.epochs):  # an epoch may be a single step
+            if record.step >= MIN_STEPS > record.step - trainer.steps_per_epoch:
                 _warn_if_untrained(record, trainer.steps_per_epoch, len(dataset.class_names))
             if reached_target(config, history):
                 break
@@ -241,7 +247,8 @@ def _evaluate(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """Score the final parameters on the test split; return the summary of the run and the logits."""
     score, logits = trainer.evaluate(state, "test")
-    _warn_if_constant(logits, dataset)
+    if history[-1].step >= MIN_STEPS:
+        _warn_if_constant(logits, dataset)
     summary = summarize(
         config,
         history,
@@ -326,14 +333,29 @@ def _check_usable(config: Config) -> None:
 
 
 def _resolve(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset]:
-    """Load the dataset if none is given, and put its name and absolute paths into the config."""
+    """Load the dataset if none is given, and put its name into the config."""
     if dataset is None:
         dataset = data.load(config)
     else:
         dataset = data.with_validation(dataset, config.validation_fraction, config.split_seed)
+    return dataclasses.replace(config, dataset=dataset.name), dataset
+
+
+def _with_absolute_paths(config: Config) -> Config:
     paths = {name: getattr(config, name) for name in ("data_dir", "init_from")}
     absolute = {name: str(expanded(path).absolute()) for name, path in paths.items() if path is not None}
-    return dataclasses.replace(config, dataset=dataset.name, **absolute), dataset
+    return dataclasses.replace(config, **absolute)
+
+
+def _check_weights(config: Config) -> None:
+    """Raise UsageError unless the initial weights can be read: before the data is, which may take long."""
+    if config.init_from is None:
+        return
+    path = Path(config.init_from)
+    if path.is_dir():
+        load_config(path)
+    else:
+        open_weights(path)
 
 
 def _make_default_workdir(config: Config) -> Path:
@@ -341,9 +363,13 @@ def _make_default_workdir(config: Config) -> Path:
     name = re.sub(r"[^\w.-]+", "-", f"{dataset}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
     for number in itertools.count(1):
         path = Path("runs", name if number == 1 else f"{name}-{number}")
-        with contextlib.suppress(FileExistsError):  # runs started within the same second have the same name
+        try:
             path.mkdir(parents=True)
-            return path
+        except FileExistsError:  # runs started within the same second have the same name
+            continue
+        except OSError as error:
+            raise UsageError(f"cannot create {path.absolute()} ({error.strerror}): choose a --workdir") from None
+        return path
 
 
 def _start(trainer: Trainer, config: Config, dataset: Dataset) -> Progress:
@@ -367,14 +393,12 @@ def _saved_metadata(directory: Workdir) -> RunMetadata | None:
     return RunMetadata.from_json(newest_metadata(directory.checkpoints), directory.path)
 
 
-def _check_same(config: Config, directory: Workdir, saved: RunMetadata | None) -> None:
-    """Raise UsageError if settings that cannot be changed on resume differ from the run's.
+def _check_same(config: Config, trained: Config, directory: Workdir) -> None:
+    """Raise UsageError if settings that cannot be changed on resume differ from those that the run was trained with.
 
     These are the settings in the checkpoint, because ``config.yaml`` may have been edited.
     """
-    before, now = (
-        dataclasses.asdict(c) for c in (load_config(directory.path) if saved is None else saved.config, config)
-    )
+    before, now = dataclasses.asdict(trained), dataclasses.asdict(config)
     may_change = set(MAY_CHANGE)
     if all(config["dataset"].startswith("folder:") for config in (before, now)):
         may_change.add("dataset")  # a folder may have moved: _restore compares the images

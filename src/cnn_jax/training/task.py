@@ -32,6 +32,7 @@ class Normalize:
         scaled = images.astype(jnp.float32) / 255
         if self == SCALE:  # the lesson's numbers, without another rounding error
             return scaled
+        # Explicitly, so that it also works with jax_numpy_rank_promotion="raise".
         mean, std = (jnp.broadcast_to(jnp.float32(values), scaled.shape) for values in (self.mean, self.std))
         return (scaled - mean) / std
 
