@@ -300,11 +300,3 @@ def test_a_folder_that_has_grown_is_another_one(call, folder_run, monkeypatch, t
     assert out.splitlines()[0].endswith(" examples: 48")
     train = len(data.load(run.config).train)
     assert f"{train} of the 48 test images are among the run's training images" in err
-
-
-def test_shared_images_are_counted_by_their_pixels():
-    images = np.arange(4, dtype=np.uint8).repeat(6).reshape(4, 1, 2, 3)
-    others = images[[3, 1, 1]].copy()
-    assert evaluate.count_shared(images, others) == 2
-    assert evaluate.count_shared(images[[1, 1, 0]], others) == 2
-    assert evaluate.count_shared(images[:1], others) == 0

@@ -1,9 +1,7 @@
 """``python -m cnn_jax.evaluate RUN``: the accuracy of a trained network, overall and by class."""
 
 import csv
-import dataclasses
 import json
-import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -17,12 +15,8 @@ from cnn_jax.errors import CnnJaxError, UsageError, printable
 from cnn_jax.settings import Checkpoint, FilePath, Name, Settings, Switch, setting
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from cnn_jax.data import Dataset
     from cnn_jax.runs.run import Evaluation, Run
-
-logger = logging.getLogger("cnn_jax")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +50,18 @@ def main(args: Sequence[str]) -> int:
         raise UsageError("--predictions and --report name the same file: choose another for one of them")
     cli.initialize_jax()
     # Slow imports come after the flags are parsed.
+    from cnn_jax.runs import evaluation_data
     from cnn_jax.runs.run import load_run
 
     # The files are opened first, so that one that cannot be written is reported at once.
     with _writing(flags.predictions) as predictions, _writing(flags.report) as report:
-        run = _with_moved_folder(load_run(flags.run, flags.checkpoint), flags.dataset)
-        dataset = run.aligned(_load(run, flags))
+        run, dataset = evaluation_data.load(
+            load_run(flags.run, flags.checkpoint),
+            flags.dataset,
+            data_dir=flags.data_dir,
+            skip_unreadable=flags.skip_unreadable,
+        )
         evaluation = run.evaluate(dataset)
-        if dataset.name != run.config.dataset:
-            _warn_of_training_images(run, dataset)
         if predictions is not None:
             with _reporting(flags.predictions):
                 _save_predictions(predictions, dataset, evaluation)
@@ -118,55 +115,6 @@ def _save_predictions(path: Path, dataset: "Dataset", evaluation: "Evaluation") 
             writer.writerow([name, names[label], names[prediction], f"{probability:.6f}"])
 
 
-def _resolved(name: str) -> str:
-    """The name that a dataset has after it is loaded: a folder with its absolute path."""
-    from cnn_jax.data import folder
-
-    path = name.removeprefix("folder:")
-    return folder.dataset_name(path) if name.startswith("folder:") and path else name
-
-
-def _with_moved_folder(run: "Run", name: str | None) -> "Run":
-    """The run, with the new path of its folder of images if another dataset is given and has the same content."""
-    from cnn_jax import data
-
-    if name is None or not (name.startswith("folder:") and run.config.dataset.startswith("folder:")):
-        return run
-    config = dataclasses.replace(run.config, dataset=_resolved(name))
-    try:
-        same = config.dataset != run.config.dataset and data.load(config).sha256 == run.data_sha256
-    except UsageError:  # such as classes of too few images to hold out any
-        return run
-    if not same:
-        return run
-    logger.info("%s has the images of the run's own dataset: scoring its test split", config.dataset)
-    return dataclasses.replace(run, config=config)
-
-
-def _load(run: "Run", flags: EvaluateFlags) -> "Dataset":
-    """Load the run's dataset or the one that the flags name, with the run's settings otherwise."""
-    from cnn_jax import data
-    from cnn_jax.data import folder
-
-    config = dataclasses.replace(run.config, data_dir=flags.data_dir or run.config.data_dir)
-    name = run.config.dataset if flags.dataset is None else _resolved(flags.dataset)
-    if name == run.config.dataset:
-        return data.load(dataclasses.replace(config, skip_unreadable=flags.skip_unreadable or config.skip_unreadable))
-    is_folder = name.startswith("folder:")
-    config = dataclasses.replace(
-        config,
-        dataset=name,
-        image_size=run.image_shape[:2] if is_folder else None,
-        channels=run.image_shape[2] if is_folder else None,
-        skip_unreadable=flags.skip_unreadable,
-        validation_fraction=0.0,  # the test split does not depend on it
-    )
-    path = name.removeprefix("folder:")
-    if is_folder and path and not folder.has_splits(path):
-        return folder.load_unsplit(path, config)  # the network was not trained on any of these images
-    return data.load(config)
-
-
 def _save_report(path: Path, run: "Run", dataset: "Dataset", evaluation: "Evaluation") -> None:
     from cnn_jax.report.page import save_page
     from cnn_jax.runs.run import count_parameters
@@ -210,38 +158,6 @@ def _reporting(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise CnnJaxError(f"cannot write {name} ({error.strerror}): free some space, or choose another file") from None
-
-
-def _warn_of_training_images(run: "Run", dataset: "Dataset") -> None:
-    """Warn if test images of another dataset are among the run's training images, or if that is not known."""
-    from cnn_jax import data
-
-    try:
-        train = data.load(run.config).train
-    except CnnJaxError as error:
-        logger.warning("not checked whether the network was trained on test images: %s", error)
-        return
-    if count := count_shared(dataset.test.images, train.images):
-        logger.warning(
-            "%d of the %d test images are among the run's training images: the accuracy is too high",
-            count,
-            len(dataset.test),
-        )
-
-
-def count_shared(images: "np.ndarray", others: "np.ndarray") -> int:
-    """The number of images that are also among others, with the same pixels.
-
-    Args:
-        images: uint8 ``[N, H, W, C]``.
-        others: uint8 ``[M, H, W, C]``.
-    """
-    import numpy as np
-
-    from cnn_jax.data.splits import content_hashes
-
-    hashes, known = (content_hashes(map(np.ascontiguousarray, part), 0, "test") for part in (images, others))
-    return int(np.isin(hashes, known).sum())
 
 
 if __name__ == "__main__":
