@@ -154,6 +154,8 @@ def test_evaluating_on_other_classes_is_refused(run, dataset):
         UsageError, match=r"does not match the run in .*: the network was trained on 16x16x1 images of 3 classes \(top"
     ):
         run.evaluate(other)
+    with pytest.raises(UsageError, match=r"letters has 16x16x1 images of 4 classes \(a, b, c, \.\.\.\)$"):
+        run.evaluate(dataclasses.replace(other, class_names=tuple("abcd")))
 
 
 def test_evaluation_matches_labels_by_class_name(run, dataset):

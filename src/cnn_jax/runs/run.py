@@ -257,5 +257,5 @@ def load_config(workdir: str | Path) -> Config:
 
 
 def _describe(image_shape: tuple[int, int, int], class_names: tuple[str, ...]) -> str:
-    names = ", ".join(reprlib.repr(name)[1:-1] for name in class_names[:3])
-    return f"{'x'.join(map(str, image_shape))} images of {len(class_names)} classes ({names}, ...)"
+    names = ", ".join([reprlib.repr(name)[1:-1] for name in class_names[:3]] + ["..."] * (len(class_names) > 3))
+    return f"{'x'.join(map(str, image_shape))} images of {len(class_names)} classes ({names})"
