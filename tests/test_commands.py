@@ -84,7 +84,13 @@ def test_resuming_needs_no_other_flags_and_a_missed_target_is_status_3(digits_ru
     resumed = python("-m", "cnn_jax.train", *words, cwd=tmp_path)
     assert resumed.returncode == 3, resumed.stderr
     assert [LINE.fullmatch(line)[1] for line in resumed.stdout.splitlines()] == ["2"]
-    assert "did not reach" in resumed.stderr
+    assert "the accuracy did not reach 1.0 in 3 epochs\n" in resumed.stderr
+
+
+def test_a_target_missed_in_one_epoch(tmp_path, capsys):
+    words = ("--dataset", "digits", "--epochs", "1", "--target-accuracy", "1.0", "--workdir", str(tmp_path / "run"))
+    assert train.main(words) == 3
+    assert capsys.readouterr().err.endswith("the accuracy did not reach 1.0 in 1 epoch\n")
 
 
 @pytest.mark.optimized

@@ -60,7 +60,8 @@ def main(args: Sequence[str]) -> int:
     cli.say(f"best epoch: {best.epoch} with a {split} accuracy of {best.selection_accuracy:.4f}; see report.html")
     cli.say(f"run directory: {run.workdir}")
     if config.target_accuracy is not None and not reached_target(config, run.history):
-        cli.say(f"the accuracy did not reach {config.target_accuracy} in {config.epochs} epochs")
+        epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+        cli.say(f"the accuracy did not reach {config.target_accuracy} in {epochs}")
         return 3
     return 0
 
