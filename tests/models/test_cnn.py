@@ -51,7 +51,11 @@ def test_initializer_is_uniform():
 
 @pytest.mark.parametrize("shape", [(15, 28, 1), (28, 15, 1), (8, 8, 1)])
 def test_images_too_small_are_refused(shape):
-    with pytest.raises(UsageError, match=f"needs images of at least 16x16 pixels, not {shape[0]}x{shape[1]}"):
+    message = (
+        f"needs images of at least 16x16 pixels, not {shape[0]}x{shape[1]}: use larger images, or resize those of "
+        "folder:PATH with --image-size, such as --image-size 64 64"
+    )
+    with pytest.raises(UsageError, match=message):
         params_of(shape)
 
 
@@ -91,4 +95,5 @@ def test_strict_promotion(portable):
     model, images = create_model("cnn", 10, portable), jnp.ones((2, 16, 16, 3))
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         variables = jax.eval_shape(model.init, jax.random.key(0), images)
-        jax.eval_shape(jax.grad(lambda variables: model.apply(variables, images).sum()), variables)
+        gradients = jax.eval_shape(jax.grad(lambda variables: model.apply(variables, images).sum()), variables)
+    assert gradients == variables  # shapes and types

@@ -229,9 +229,10 @@ def test_strict_promotion(kernel, strides, relu_pool):
             for dtype in (jnp.float32, jnp.bfloat16):
                 x = jnp.ones((2, 6, 6, 2), dtype)
                 params = jax.eval_shape(module.init, jax.random.key(0), x)
-                jax.eval_shape(
+                gradients = jax.eval_shape(
                     jax.grad(lambda params, x, m=module: m.apply(params, x).sum(), argnums=(0, 1)), params, x
                 )
+                assert gradients == (params, jax.eval_shape(lambda x: x, x))  # shapes and types
 
 
 def test_many_networks_at_once():

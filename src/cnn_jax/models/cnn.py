@@ -29,7 +29,10 @@ class CNN(nn.Module):
         """
         height, width = images.shape[1:3]
         if min(height, width) < 16:
-            raise UsageError(f"the network cnn needs images of at least 16x16 pixels, not {height}x{width}")
+            raise UsageError(
+                f"the network cnn needs images of at least 16x16 pixels, not {height}x{width}: use larger images, or "
+                "resize those of folder:PATH with --image-size, such as --image-size 64 64"
+            )
         # max_pool(relu(conv1(images))), then the same with conv2
         x = Conv(6, (5, 5), relu_pool=True, portable=self.portable, name="conv1")(images)
         x = Conv(12, (5, 5), relu_pool=True, portable=self.portable, name="conv2")(x)
