@@ -9,7 +9,7 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from cnn_jax.data import Dataset
 from cnn_jax.report.plots import COLORS, METRICS, curves_svg
 from cnn_jax.report.tables import best_epoch, class_scores, format_metric, metrics_by_split, most_confused
 from cnn_jax.training.history import EpochRecord
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 MAX_CLASSES = 100
 """The maximum number of classes to show a confusion matrix for: a larger one would dominate the file."""
@@ -71,8 +74,29 @@ def save_page(
         summary: the content of ``summary.json``, from which the date, the hardware, the time that compilation took and
             the versions are shown; None if they are unknown.
     """
+    predictions = np.argmax(logits, axis=-1)
+    scores = class_scores(dataset.test.labels, predictions, dataset.class_names)
+    html = _template().render(
+        config=config,
+        history=history,
+        dataset=dataset,
+        names=dataset.class_names,
+        trained_on=dataset.name == config.dataset,
+        test_loss=test_loss,
+        num_parameters=num_parameters,
+        date=_date(summary["date"]) if summary else None,
+        **_curves(history, steps_per_epoch),
+        **_confusion(scores),
+        **_classes(scores, dataset),
+        **_mistakes(dataset, logits),
+        **_details(config, history, dataset, num_parameters, summary),
+    )
+    # A path in the settings may not be valid Unicode.
+    path.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")
+
+
+def _template() -> "Template":
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=PackageLoader("cnn_jax", "report"),
@@ -82,42 +106,64 @@ def save_page(
         lstrip_blocks=True,
     )
     environment.filters |= {"metric": format_metric}
-    labels, names = dataset.test.labels, dataset.class_names
-    predictions = np.argmax(logits, axis=-1)
-    scores = class_scores(labels, predictions, names)
+    return environment.get_template("page.html.j2")
+
+
+def _curves(history: Sequence[EpochRecord], steps_per_epoch: int) -> dict[str, Any]:
+    """What the template needs for the learning curves: charts, their colors, the metrics of every epoch, the best."""
+    from markupsafe import Markup
+
+    return {
+        "charts": [Markup(curves_svg(metric, history, steps_per_epoch)) for metric in METRICS if history],
+        "colors": COLORS,
+        "metrics": [metrics_by_split(record, steps_per_epoch) for record in history],
+        "best": best_epoch(history) if history else None,
+    }
+
+
+def _confusion(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template needs for the confusion matrix: its cells and shades, its sums, its largest wrong entries."""
     counts = np.array(scores["confusion_matrix"])
-    html = environment.get_template("page.html.j2").render(
-        config=config,
-        settings=_settings(config),
-        history=history,
-        metrics=[metrics_by_split(record, steps_per_epoch) for record in history],
-        best=best_epoch(history) if history else None,
-        charts=[Markup(curves_svg(metric, history, steps_per_epoch)) for metric in METRICS if history],
-        colors=COLORS,
-        names=names,
-        right=int(np.trace(counts)),
-        pairs=most_confused(counts, MAX_PAIRS),
-        supports=counts.sum(axis=1).tolist(),
-        matrix=_matrix(counts) if len(names) <= MAX_CLASSES else None,
-        shades={
+    return {
+        "matrix": _matrix(counts) if len(counts) <= MAX_CLASSES else None,
+        "shades": {
             kind: list(itertools.pairwise((0, *bounds, 1)))
             for kind, bounds in (("correct", CORRECT_SHADES), ("wrong", WRONG_SHADES))
         },
-        scores=scores,
-        train_counts=np.bincount(dataset.train.labels, minlength=len(names)).tolist(),
-        pictures=_most_confident_mistakes(dataset, logits),
-        pixelated=max(dataset.image_shape[:2]) <= PIXELATED_SIDE,
-        dataset=dataset,
-        trained_on=dataset.name == config.dataset,
-        test_loss=test_loss,
-        num_parameters=num_parameters,
-        data_facts=_data_facts(config, dataset, num_parameters),
-        speed_facts=_speed_facts(history, summary),
-        date=_date(summary["date"]) if summary else None,
-        versions=summary["versions"] if summary else {},
-    )
-    # A path in the settings may not be valid Unicode.
-    path.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")
+        "right": int(np.trace(counts)),
+        "supports": counts.sum(axis=1).tolist(),
+        "pairs": most_confused(counts, MAX_PAIRS),
+    }
+
+
+def _classes(scores: Mapping[str, Any], dataset: Dataset) -> dict[str, Any]:
+    """What the template needs for the metrics by class: these, and the number of training images of each."""
+    counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
+    return {"scores": scores, "train_counts": counts.tolist()}
+
+
+def _mistakes(dataset: Dataset, logits: np.ndarray) -> dict[str, Any]:
+    """What the template needs for the most confident mistakes: pictures, and whether to enlarge them unsmoothed."""
+    return {
+        "pictures": _most_confident_mistakes(dataset, logits),
+        "pixelated": max(dataset.image_shape[:2]) <= PIXELATED_SIDE,
+    }
+
+
+def _details(
+    config: Config,
+    history: Sequence[EpochRecord],
+    dataset: Dataset,
+    num_parameters: int,
+    summary: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What the template needs for the training details: the rows of each table."""
+    return {
+        "settings": _settings(config),
+        "data_facts": _data_facts(config, dataset, num_parameters),
+        "speed_facts": _speed_facts(history, summary),
+        "versions": summary["versions"] if summary else {},
+    }
 
 
 def _duration(seconds: float) -> str:
