@@ -25,9 +25,11 @@ SHAPES = [
     ((8, 8), (3, 5), 3, 8, 4),
     ((6, 9), (6, 2), 16, 4, 2),
     ((3, 5), (3, 3), 1, 1, 1),
+    ((6, 7), (3, 3), 2, 50, 3),
+    ((7, 6), (3, 3), 3, 130, 2),
 ]
 EVERY_SHAPE = pytest.mark.parametrize(("size", "kernel", "channels", "features", "batch"), SHAPES)
-EVERY_PADDING = pytest.mark.parametrize("padding", ["VALID", "SAME"])
+EVERY_PADDING = pytest.mark.parametrize("padding", ["VALID", "SAME", ((1, 1), (0, 2))])
 
 
 def case(size, kernel, channels, features, batch, draw):
@@ -307,6 +309,14 @@ def test_on_cpu_no_gradient_of_the_images_is_computed():
     step, arguments = lesson_step()
     # The tiles' gradients are added up in a loop: conv2's alone. Each layer's tiles are cut in one.
     assert step.lower(*arguments).as_text().count("stablehlo.while") == 3
+
+
+@pytest.mark.parametrize(("features", "rows"), [(16, 4 * 16), (128, 128)])
+def test_a_wide_kernel_is_not_repeated_in_the_band_matrix(features, rows):
+    x, conv = jnp.ones((2, 8, 8, 16)), Conv(features, (3, 3), "SAME")
+    params = conv.init(jax.random.key(0), x)
+    places = 16 * (16 if rows == 4 * features else 9)  # four outputs look at 4x4 places of a tile, one looks at 3x3
+    assert f"f32[{rows},{places}]" in str(jax.make_jaxpr(conv.apply)(params, x))
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
