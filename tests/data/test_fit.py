@@ -2,16 +2,16 @@
 
 import dataclasses
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cnn_jax import data, evaluate
+from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import folder
 from cnn_jax.data.image import read_image
+from cnn_jax.runs import evaluation_data
 from cnn_jax.runs.run import Run
 
 FITS = ("pad", "crop", "stretch")
@@ -130,12 +130,13 @@ def make_run(**changes):
 
 @pytest.mark.parametrize("fit", FITS)
 def test_prediction_and_evaluation_use_the_fit_of_the_run(root, fit):
-    run = make_run(config=Config(dataset=f"folder:{root}", image_size=(8, 8), fit=fit))
-    images = data.load(run.config).test.images
+    config = Config(dataset=f"folder:{root}", image_size=(8, 8), fit=fit)
+    own = data.load(config)
+    run, images = make_run(config=config, class_names=own.class_names), own.test.images
     for path, image in zip(sorted(root.glob("test/*/*.png")), images, strict=True):
         np.testing.assert_array_equal(run.prepare(path), image)
-    flags = SimpleNamespace(dataset=f"folder:{root / 'test'}", data_dir=None, skip_unreadable=False)
-    np.testing.assert_array_equal(evaluate._load(run, flags).test.images, images)
+    _, dataset = evaluation_data.load(run, f"folder:{root / 'test'}")
+    np.testing.assert_array_equal(dataset.test.images, images)
 
 
 @pytest.mark.parametrize("paper", [255, 0])
