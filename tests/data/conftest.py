@@ -1,4 +1,4 @@
-"""Small datasets in the format of MNIST and its relatives, and a server on 127.0.0.1 with their files."""
+"""Small datasets in the format of MNIST, a server on 127.0.0.1 with their files, and folders of images."""
 
 import contextlib
 import gzip
@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -13,8 +14,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from folders import cache_files, load, put_split
 
-from cnn_jax.data import mnist
+from cnn_jax.data import folder, mnist
 from cnn_jax.data.mnist import FAMILIES, PARTS, Family
 
 COUNTS = (6, 4)
@@ -153,3 +155,54 @@ def served(fakes: SimpleNamespace, server: SimpleNamespace) -> SimpleNamespace:
         f"/{name}/{part}.gz": body for name, parts in fakes.gzipped.items() for part, body in parts.items()
     }
     return server
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A user's cache of this test only."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def root(own_cache, tmp_path):
+    """The path of a folder of images, which does not exist yet."""
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The files that are decoded after this fixture is set up."""
+    paths = []
+    read = folder.read_image
+    monkeypatch.setattr(folder, "read_image", lambda file, *args: paths.append(file.name) or read(file, *args))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def open_events():
+    """A list of functions to call with the path of each file before it is opened."""
+    functions = []
+
+    def hook(event, args):
+        if event == "open" and functions:
+            for function in functions:
+                function(str(args[0]))
+
+    sys.addaudithook(hook)  # hooks cannot be removed
+    return functions
+
+
+@pytest.fixture
+def before_opening(open_events):
+    """Calls a function before a file is opened."""
+    yield lambda path, action: open_events.append(lambda opened: opened == str(path) and action())
+    open_events.clear()
+
+
+@pytest.fixture
+def kept(root):
+    """A folder whose images are cached, and the cache file."""
+    put_split(root, {"train": {"a": 2, "b": 2}, "test": {"a": 1, "b": 1}})
+    load(root)
+    (cache,) = cache_files()
+    return root, cache

@@ -60,7 +60,8 @@ def _check_known(name: str) -> None:
     if name in ("auto", "digits", *mnist.FAMILIES) or (name.startswith("tfds:") and name != "tfds:"):
         return
     known = ("auto", *mnist.FAMILIES, "digits", "tfds:NAME", "folder:PATH")
-    suggestion = f"; did you mean 'folder:{name}'?" if Path(name).is_dir() else suggest(name, known)
+    is_path = Path(name).is_dir() or (Path(name).suffix.lower() == ".csv" and Path(name).is_file())
+    suggestion = f"; did you mean 'folder:{name}'?" if is_path else suggest(name, known)
     raise UsageError(f"unknown dataset {name!r}{suggestion}; datasets: {', '.join(known)}")
 
 

@@ -103,16 +103,29 @@ class ImageCache:
                 if os.pwrite(self._temporary.fileno(), image, offset) == image.nbytes:
                     self._added[digest] = _Stored(offset, image.shape, hashlib.sha256(image).digest())
 
-    def space_needed(self, num_bytes: int) -> int:
-        """The bytes needed on disk or in memory for an array of that many bytes of which some images must be decoded.
+    @property
+    def num_added(self) -> int:
+        """The number of images added so far."""
+        return len(self._added)
 
-        That is twice as much, for the added images and the array, or at least once if some images may be in entries.
+    def free_space(self) -> tuple[int, int]:
+        """The free bytes on the disk, 0 if it is not used, and in memory."""
+        return shutil.disk_usage(self._directory).free if self._usable else 0, available_memory()
+
+    def has_room(self, array_bytes: int, added_bytes: int) -> bool:
+        """Whether images that are still to be added, and then the array of all images, can be held.
+
+        Added images are on disk as far as they fit there, and the others in memory. The array is in one of the two.
+
+        Args:
+            array_bytes: the size of the array.
+            added_bytes: the size of the images still to be added. If there are entries, which may have them, some or
+                all may not need to be added: then only the array counts.
         """
-        return num_bytes if self._entries else 2 * num_bytes
-
-    def space_available(self) -> int:
-        """The free bytes on the disk, if it is used, and in memory."""
-        return available_memory() + (shutil.disk_usage(self._directory).free if self._usable else 0)
+        disk, memory = self.free_space()
+        added = 0 if self._entries else added_bytes
+        on_disk = min(added, disk)
+        return array_bytes <= max(disk - on_disk, memory - (added - on_disk))
 
     def gather(self, digests: Sequence[bytes], image_shape: tuple[int, int, int]) -> np.ndarray:
         """An array of images that were found or added, as an entry of the cache.
@@ -139,6 +152,8 @@ class ImageCache:
             with contextlib.suppress(OSError):
                 self._write(self._directory / name, digests, shape)
                 return _Entry(self._directory / name).images
+        if math.prod(shape) > available_memory():  # allocating it may succeed nevertheless, and kill the process later
+            raise MemoryError
         images = np.empty(shape, np.uint8)
         for row, digest in zip(images, digests, strict=True):
             row[...] = self.find(digest)

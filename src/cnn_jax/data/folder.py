@@ -1,4 +1,4 @@
-"""A dataset of image files, in a folder for each class."""
+"""A dataset of image files, in a folder for each class or listed in a CSV file."""
 
 import contextlib
 import hashlib
@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -37,75 +37,73 @@ logger = logging.getLogger("cnn_jax")
 
 
 def load(path: str, config: Config) -> Dataset:
-    """Read ``train/CLASS/``, optionally ``val/CLASS/``, and ``test/CLASS/`` of a folder, or ``CLASS/`` without splits.
+    """Read the image files of a folder or of a CSV file, as listed by ``cnn_jax.data.layout.list_images``.
 
-    The images are the files directly in the classes' folders; one that ``read_image`` cannot read, unless it is hidden,
-    counts as an unreadable image. Folders inside the classes' folders are ignored with a warning. Files next to the
-    classes' folders are ignored, as are folders next to those of the splits. Every file is read once. It is decoded
-    only if the cache, in the user's cache directory, has no image from a file with the same content.
+    One that ``read_image`` cannot read counts as an unreadable image. Every file is read once. It is decoded only if
+    the cache, in the user's cache directory, has no image from a file with the same content.
 
     Without splits, a fifth of the images is held out for testing, and ``validation_fraction`` of the training images
     for validation. Which ones depends on the content of the files and ``split_seed``; see ``cnn_jax.data.splits``.
 
     The images for training, and those held out of them, are in the order of their files' SHA-256 digests, which mixes
-    the classes. Those of ``val`` and ``test`` are in the order of the classes and file names.
+    the classes. Those of ``val`` and ``test`` are in the order of the classes and file names. So the result is the same
+    for the same images in folders, in a CSV file, and in one with its rows in another order.
 
     Args:
-        path: the folder.
+        path: the folder or CSV file.
         config: ``SETTINGS``, ``fit``, ``validation_fraction`` and ``split_seed`` are used.
 
     Returns:
         images uint8 ``[N, H, W, C]``, read-only, all splits in one array that is mapped from the cache, or in memory if
-        that cannot be written; labels int32 ``[N]``, in the order of the sorted names of the folders. The name is
+        that cannot be written; labels int32 ``[N]``, in the order of the sorted names of the classes. The name is
         ``folder:`` and the absolute path.
 
     Raises:
-        UsageError: the folder does not have this structure, or contains files that cannot be read.
+        UsageError: there are no images of several classes, or files that cannot be read.
     """
-    root = _root(path)
-    folders = layout.split_folders(root)
-    if config.validation_fraction and "validation" in folders:
+    listing = layout.list_images(_root(path))
+    if config.validation_fraction and "validation" in listing.splits:
         raise own_validation(dataset_name(path))
     with _cache(config) as cache:
-        files = _read(root, folders, config, cache, min_images=1 if len(folders) > 1 else 2)
-        selected = {split: np.flatnonzero(files.part == number) for number, split in enumerate(folders)}
+        files = _read(listing, config, cache, min_images=1 if len(listing.splits) > 1 else 2)
+        selected = {split: np.flatnonzero(files.part == number) for number, split in enumerate(listing.splits)}
         # In the order of the classes, training with --no-shuffle would end with many steps on the last class only.
         selected["train"] = selected["train"][np.argsort(files.digests[selected["train"]], kind="stable")]
 
         def hold_out(split: Part, fraction: float) -> None:
             train = selected["train"]
             hashes = content_hashes(files.digests[train], config.split_seed, split)
-            mask = held_out(files.labels[train], hashes, fraction, split, files.class_names, exact=False)
+            mask = held_out(files.labels[train], hashes, fraction, split, listing.class_names, exact=False)
             selected["train"], selected[split] = train[~mask], train[mask]
 
         if "test" not in selected:
             hold_out("test", TEST_FRACTION)
         if config.validation_fraction:
             hold_out("validation", config.validation_fraction)
-        splits = _splits(root, files, selected, cache)
-    return Dataset(dataset_name(path), **splits, class_names=files.class_names)
+        splits = _splits(listing, files, selected, cache)
+    return Dataset(dataset_name(path), **splits, class_names=listing.class_names)
 
 
 def load_unsplit(path: str, config: Config) -> Dataset:
-    """Read ``CLASS/`` of a folder without holding anything out: all images are in the test split, and in ``train``.
+    """Read images without splits and hold nothing out: all images are in the test split, and in ``train``.
 
     This is for evaluating a network that was not trained on them. See ``load``.
     """
-    root = _root(path)
+    listing = layout.list_images(_root(path))
     with _cache(config) as cache:
-        files = _read(root, {"train": root}, config, cache, min_images=1)
-        split = _splits(root, files, {"test": np.arange(len(files.labels))}, cache)["test"]
-    return Dataset(dataset_name(path), split, split, files.class_names)
+        files = _read(listing, config, cache, min_images=1)
+        split = _splits(listing, files, {"test": np.arange(len(files.labels))}, cache)["test"]
+    return Dataset(dataset_name(path), split, split, listing.class_names)
 
 
 def dataset_name(path: str) -> str:
-    """The name of the dataset in a folder."""
+    """The name of the dataset of a folder or CSV file."""
     return f"folder:{_root(path)}"
 
 
 def has_splits(path: str) -> bool:
-    """Whether a folder has folders for its splits. Raises ``UsageError`` if it cannot be read."""
-    return len(layout.split_folders(_root(path))) > 1
+    """Whether the images of a folder or CSV file are split already. Raises ``UsageError`` if it cannot be read."""
+    return layout.has_splits(_root(path))
 
 
 def _root(path: str) -> Path:
@@ -121,13 +119,12 @@ def _cache(config: Config) -> ImageCache:
 
 
 class _Files(NamedTuple):
-    """The readable files of the splits' folders, and the shape ``(H, W, C)`` of the array of their images.
+    """The readable files, and the shape ``(H, W, C)`` of the array of their images.
 
     Arrays ``[N]``: the label of each, int32; the index of its split; the SHA-256 digest of its content, bytes; and its
     path within the folder, str.
     """
 
-    class_names: tuple[str, ...]
     labels: np.ndarray
     part: np.ndarray
     digests: np.ndarray
@@ -135,24 +132,22 @@ class _Files(NamedTuple):
     image_shape: tuple[int, int, int]
 
 
-def _read(root: Path, folders: Mapping[str, Path], config: Config, cache: ImageCache, min_images: int) -> _Files:
-    """Read all files of the splits' folders; afterwards the cache has their images."""
-    class_names = layout.class_names(root, list(folders.values()))
-    class_folders = [folder / name for folder in folders.values() for name in class_names]
-    paths = layout.class_files(root, class_folders)
-    _check_counts(class_folders, map(len, paths), min_images)
-    flat = list(itertools.chain.from_iterable(paths))
-    digests, image_shape = _decoded(root, flat, config, cache)
+def _read(listing: layout.Listing, config: Config, cache: ImageCache, min_images: int) -> _Files:
+    """Read all files; afterwards the cache has their images."""
+    _check_counts(listing, listing.group, min_images)
+    digests, image_shape = _decoded(listing, config, cache)
     readable = np.array([digest is not None for digest in digests])
-    index = np.repeat(np.arange(len(class_folders)), list(map(len, paths)))[readable]
-    _check_counts(class_folders, np.bincount(index, minlength=len(class_folders)), min_images)
-    part, labels = np.divmod(index.astype(np.int32), len(class_names))
+    group = listing.group[readable]
+    _check_counts(listing, group, min_images)
+    part, labels = np.divmod(group, np.int32(len(listing.class_names)))
     # As objects: numpy would strip null bytes from the end of bytes.
-    names = np.array([str(path.relative_to(root)) for path in flat], object)[readable]
-    return _Files(class_names, labels, part, np.array(digests, object)[readable], names, image_shape)
+    names = np.array([str(path.relative_to(listing.root)) for path in listing.paths], object)[readable]
+    return _Files(labels, part, np.array(digests, object)[readable], names, image_shape)
 
 
-def _splits(root: Path, files: _Files, selected: Mapping[str, np.ndarray], cache: ImageCache) -> dict[str, Split]:
+def _splits(
+    listing: layout.Listing, files: _Files, selected: Mapping[str, np.ndarray], cache: ImageCache
+) -> dict[str, Split]:
     """The splits with the selected files, whose images are consecutive parts of one array."""
     order = np.concatenate(list(selected.values()))
     try:
@@ -160,7 +155,7 @@ def _splits(root: Path, files: _Files, selected: Mapping[str, np.ndarray], cache
     except MemoryError:
         shape = "x".join(map(str, (len(order), *files.image_shape)))
         raise UsageError(
-            f"not enough memory for the images of {root}, {shape} bytes: use a smaller --image-size"
+            f"not enough memory for the images of {listing.source}, {shape} bytes: use a smaller --image-size"
         ) from None
     parts = np.split(images, np.cumsum([len(indices) for indices in selected.values()])[:-1])
     return {
@@ -169,17 +164,17 @@ def _splits(root: Path, files: _Files, selected: Mapping[str, np.ndarray], cache
     }
 
 
-def _check_counts(folders: Sequence[Path], counts: Iterable[int], min_images: int) -> None:
-    for folder, count in zip(folders, counts, strict=True):
+def _check_counts(listing: layout.Listing, group: np.ndarray, min_images: int) -> None:
+    for name, count in zip(listing.groups, np.bincount(group, minlength=len(listing.groups)), strict=True):
         if count < min_images:
             raise UsageError(
-                f"{folder} has too few readable images, {count}: every class needs at least {min_images}"
+                f"{name} has too few readable images, {count}: every class needs at least {min_images}"
                 + (", one of them to be held out for testing" if min_images == 2 else "")
             )
 
 
 def _decoded(
-    root: Path, paths: Sequence[Path], config: Config, cache: ImageCache
+    listing: layout.Listing, config: Config, cache: ImageCache
 ) -> tuple[list[bytes | None], tuple[int, int, int]]:
     """Decode the files whose images are not in the cache, and add these to it.
 
@@ -198,10 +193,11 @@ def _decoded(
                 cache.add(digest, image)
         return digest, image.shape, missing
 
+    source, paths = listing.source, listing.paths
     digests = []
     first = None
-    checked = False
-    channels = 0
+    checked = 0  # the number of channels for which there is enough space
+    fewest, most = 3, 0  # channels
     # Closed before the cache is: no thread may still be adding an image then.
     with contextlib.closing(_in_parallel(read, paths, config)) as results:
         for path, result in zip(paths, results, strict=True):
@@ -211,39 +207,48 @@ def _decoded(
                 continue
             first = first or (path, shape)
             if shape[:2] != first[1][:2]:
-                raise _different_sizes(root, first, (path, shape))
-            channels = max(channels, shape[2])
-            if missing and not checked:
-                _check_space(root, (len(paths), *shape), cache)
-                checked = True
+                raise _different_sizes(listing, first, (path, shape))
+            fewest, most = min(fewest, shape[2]), max(most, shape[2])
+            if missing and checked < most:
+                num_left = len(paths) - max(len(digests), cache.num_added)
+                _check_space(listing, (*shape[:2], most), num_left, fewest, cache)
+                checked = most
     if first is None:
-        raise UsageError(f"none of the {len(paths)} files of {root} can be read as an image")
+        raise UsageError(f"none of the {len(paths)} files of {source} can be read as an image")
     if skipped := [path for path, digest in zip(paths, digests, strict=True) if digest is None]:
         logger.warning(
             "skipped %d of the %d files of %s, which cannot be read as images; the first is %s",
             len(skipped),
             len(paths),
-            root,
+            source,
             skipped[0],
         )
-    return digests, (*first[1][:2], channels)
+    return digests, (*first[1][:2], most)
 
 
-def _check_space(root: Path, shape: tuple[int, int, int, int], cache: ImageCache) -> None:
-    """Raise UsageError if images of this shape, not all of which are cached, fit neither on disk nor in memory."""
-    needed, available = cache.space_needed(math.prod(shape)), cache.space_available()
-    if needed > available:
+def _check_space(
+    listing: layout.Listing, shape: tuple[int, int, int], num_left: int, fewest: int, cache: ImageCache
+) -> None:
+    """Raise UsageError if an array of all images with a shape fits neither on disk nor in memory.
+
+    The files that are left to be decoded take space before that; they are assumed to have the fewest channels of those
+    seen so far.
+    """
+    num_bytes = len(listing.paths) * math.prod(shape)
+    if not cache.has_room(num_bytes, num_left * shape[0] * shape[1] * fewest):
+        disk, memory = cache.free_space()
         raise UsageError(
-            f"the {shape[0]} images of {root} need {needed / 1e9:.2f} GB for {'x'.join(map(str, shape[1:]))} each, but "
-            f"{available / 1e9:.2f} GB of memory and of disk in {user_cache()} are free: use a smaller --image-size"
+            f"the {len(listing.paths)} images of {listing.source} need {num_bytes / 1e9:.2f} GB for "
+            f"{'x'.join(map(str, shape))} each, and as much while they are decoded, but {disk / 1e9:.2f} GB of disk in "
+            f"{user_cache()} and {memory / 1e9:.2f} GB of memory are free: use a smaller --image-size"
         )
 
 
-def _different_sizes(root: Path, *examples: tuple[Path, tuple[int, ...]]) -> UsageError:
-    one, other = (f"{size[0]}x{size[1]} ({path.relative_to(root)})" for path, size in examples)
+def _different_sizes(listing: layout.Listing, *examples: tuple[Path, tuple[int, ...]]) -> UsageError:
+    one, other = (f"{size[0]}x{size[1]} ({path.relative_to(listing.root)})" for path, size in examples)
     return UsageError(
-        f"the images of {root} differ in height and width, such as {one} and {other}: use --image-size to resize "
-        "them, such as --image-size 64 64"
+        f"the images of {listing.source} differ in height and width, such as {one} and {other}: use --image-size to "
+        "resize them, such as --image-size 64 64"
     )
 
 

@@ -29,6 +29,18 @@ TEST_FRACTION = 0.2
 
 Part = Literal["test", "validation"]
 
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""What the splits are called in folders and tables, in any letter case."""
+
+
+def split_named(name: str) -> str | None:
+    """The split that a folder or a table calls by this name, or None."""
+    return next((split for split, names in SPLIT_NAMES.items() if name.lower() in names), None)
+
 
 def with_validation(dataset: Dataset, fraction: float, split_seed: int) -> Dataset:
     """Hold a validation split out of the training split.
