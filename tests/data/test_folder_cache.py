@@ -73,6 +73,20 @@ def test_images_in_color_after_gray_ones(root, free, decoded):
     assert load(root).image_shape == (4, 3, 3)
 
 
+def test_images_that_threads_have_already_added_need_no_more_space(root, monkeypatch):
+    put_split(root, {".": {"a": 3, "b": 3}})
+    in_parallel = folder._in_parallel
+
+    def read_ahead(*args):
+        yield from list(in_parallel(*args))
+
+    asked = []
+    monkeypatch.setattr(folder, "_in_parallel", read_ahead)
+    monkeypatch.setattr(ImageCache, "has_room", lambda cache, *num_bytes: asked.append(num_bytes) or True)
+    load(root)
+    assert asked == [(6 * 12, 0)]
+
+
 @pytest.mark.parametrize(
     ("disk", "memory", "fits"),
     [

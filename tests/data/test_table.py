@@ -225,6 +225,7 @@ def test_the_path_of_a_table_is_suggested(tmp_path, monkeypatch):
         ("\ufefffilename,class\r\n1.png,cat\r\n2.png,dog\r\n", "12", ["cat", "dog"]),
         ('id,"image",width,label\n7,1.png,30,"cat, big"\n8,2.png,,"a ""b"""\n', "12", ["cat, big", 'a "b"']),
         ("file, label\n1.png, cat\n2.png,cat \n", "12", ["cat", "cat"]),
+        ('label, file\ncat , 1.png\n"a, b", "2.png"\n', "12", ["cat", "a, b"]),
         ("label,path\n\nKatze ä,1.png\n,\n猫,2.png\n\n", "12", ["Katze ä", "猫"]),
         ("file,label\n1.png,cat\n./1.png,cat\n.//2.png,1e3\n", "12", ["cat", "1e3"]),
         ("file\tx,file,label\na,1.png,cat\n", "1", ["cat"]),
