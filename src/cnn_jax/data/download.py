@@ -7,13 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from cnn_jax import files
 from cnn_jax.errors import CnnJaxError, UsageError
-
-if TYPE_CHECKING:
-    from tensorflow_datasets.core.download.checksums import UrlInfo
 
 CONNECT_TIMEOUT = 5.0
 """Time for a server to start answering, in seconds."""
@@ -32,6 +29,18 @@ HTTPS = {
 """HTTPS equivalents of URL prefixes in tensorflow-datasets."""
 
 
+class UrlInfo(Protocol):
+    """What is known about a file, such as tensorflow-datasets' ``UrlInfo``.
+
+    Attributes:
+        size: its size in bytes, or if only the beginning of the digest is known, an upper bound.
+        checksum: the SHA-256 digest, or its beginning, in hexadecimal.
+    """
+
+    size: int
+    checksum: str
+
+
 class DownloadError(CnnJaxError):
     """A file could not be downloaded.
 
@@ -39,16 +48,17 @@ class DownloadError(CnnJaxError):
         cause: the URL and the reason, without the remedy in the full message.
     """
 
-    def __init__(self, url: str, reason: str, directory: Path) -> None:
+    def __init__(self, url: str, reason: str, remedy: str) -> None:
         self.cause = f"{url}: {reason}"
-        super().__init__(f"cannot download {self.cause}; put the files into {directory}, or choose --dataset digits")
+        super().__init__(f"cannot download {self.cause}; {remedy}")
 
 
 def fetch(
-    url_infos: Mapping[str, "UrlInfo"],
+    url_infos: Mapping[str, UrlInfo],
     directory: Path,
     subdirectory: str,
     *,
+    remedy: str | None = None,
     https: Mapping[str, str] = HTTPS,
     connect_timeout: float = CONNECT_TIMEOUT,
     stall_timeout: float = STALL_TIMEOUT,
@@ -62,6 +72,7 @@ def fetch(
         url_infos: the expected size and SHA-256 digest of each file, by URL.
         directory: created if it does not exist.
         subdirectory: created when all files are complete.
+        remedy: what error messages say to do; by default that for a dataset.
         https: the URL prefixes to try first, by the prefix that they replace.
         connect_timeout: time for a server to start answering, in seconds.
         stall_timeout: time in which at least ``PIECE`` bytes must arrive, in seconds.
@@ -71,11 +82,12 @@ def fetch(
         CnnJaxError: a server sent another file than expected.
         UsageError: the directory cannot be written to.
     """
+    what_to_do = remedy or f"put the files into {directory}, or choose --dataset digits"
     with contextlib.ExitStack() as stack:
         # All servers are contacted before anything is written.
         transfers = []
         for url, info in url_infos.items():
-            transfer = _started(url, info, directory, https, (connect_timeout, stall_timeout))
+            transfer = _started(url, info, what_to_do, https, (connect_timeout, stall_timeout))
             stack.callback(transfer.stop)
             transfers.append(transfer)
         try:
@@ -83,14 +95,15 @@ def fetch(
             temporary = stack.enter_context(files.temporary_directory(directory))
             advance = stack.enter_context(_bar(sum(transfer.size for transfer in transfers)))
             for transfer in transfers:
-                _write(transfer, temporary, directory, stall_timeout, advance)
+                _write(transfer, temporary, what_to_do, stall_timeout, advance)
             (directory / subdirectory).mkdir(exist_ok=True)
             for transfer in transfers:
                 (temporary / transfer.name).replace(directory / subdirectory / transfer.name)
             files.sync(directory / subdirectory)
         except OSError as error:
             raise UsageError(
-                f"cannot write to the data directory {directory}: {error.strerror}; use another one with --data-dir"
+                f"cannot write to the data directory {directory}: {error.strerror}; "
+                f"{remedy or 'use another one with --data-dir'}"
             ) from None
 
 
@@ -103,11 +116,11 @@ class _Transfer:
     Attributes:
         url: the URL of the file.
         name: the last component of the URL.
-        size: the expected size in bytes; of a larger file, a single byte more is received.
-        sha256: the expected digest, in hexadecimal.
+        size: the expected size in bytes, at most; of a larger file, a single byte more is received.
+        sha256: the expected digest, or its beginning, in hexadecimal.
     """
 
-    def __init__(self, url: str, info: "UrlInfo", timeouts: tuple[float, float]) -> None:
+    def __init__(self, url: str, info: UrlInfo, timeouts: tuple[float, float]) -> None:
         self.url = url
         self.name = PurePosixPath(url).name
         self.size = int(info.size)
@@ -158,7 +171,7 @@ class _Transfer:
 
 
 def _started(
-    url: str, info: "UrlInfo", directory: Path, https: Mapping[str, str], timeouts: tuple[float, float]
+    url: str, info: UrlInfo, remedy: str, https: Mapping[str, str], timeouts: tuple[float, float]
 ) -> _Transfer:
     """A download that the server has started to answer, over HTTPS if possible: the digest is verified in any case."""
     connect_timeout, _ = timeouts
@@ -172,30 +185,30 @@ def _started(
             reason = _reason(error, connect_timeout)
         else:
             return transfer
-    raise DownloadError(url, reason, directory)
+    raise DownloadError(url, reason, remedy)
 
 
 def _write(
-    transfer: _Transfer, temporary: Path, directory: Path, stall_timeout: float, advance: Callable[[int], None]
+    transfer: _Transfer, temporary: Path, remedy: str, stall_timeout: float, advance: Callable[[int], None]
 ) -> None:
     """Write a download to a file and verify it."""
     sha256 = hashlib.sha256()
     received = 0
     with (temporary / transfer.name).open("xb") as file:
-        for piece in _received(transfer, directory, stall_timeout):
+        for piece in _received(transfer, remedy, stall_timeout):
             file.write(piece)
             sha256.update(piece)
             received += len(piece)
             advance(len(piece))
-    if (received, sha256.hexdigest()) != (transfer.size, transfer.sha256):
+    if received > transfer.size or not sha256.hexdigest().startswith(transfer.sha256):
         raise CnnJaxError(
             f"{transfer.url} sent another file than expected (its size or SHA-256 digest differs); "
-            f"try again later, or put the files into {directory}"
+            f"try again later, or {remedy}"
         )
     files.sync(temporary / transfer.name)
 
 
-def _received(transfer: _Transfer, directory: Path, stall_timeout: float) -> Iterator[bytes]:
+def _received(transfer: _Transfer, remedy: str, stall_timeout: float) -> Iterator[bytes]:
     """The content of a download, in pieces.
 
     Raises:
@@ -206,9 +219,9 @@ def _received(transfer: _Transfer, directory: Path, stall_timeout: float) -> Ite
         try:
             piece = transfer.wait(deadline - time.monotonic())
         except queue.Empty:
-            raise DownloadError(transfer.url, f"stalled for {stall_timeout:g} seconds", directory) from None
+            raise DownloadError(transfer.url, f"stalled for {stall_timeout:g} seconds", remedy) from None
         except Exception:
-            raise DownloadError(transfer.url, "connection lost", directory) from None
+            raise DownloadError(transfer.url, "connection lost", remedy) from None
         if not piece:
             return
         yield piece
