@@ -1,24 +1,25 @@
 """Networks of random weights, and runs of them on random images: nothing here needs training."""
 
+import math
 import unicodedata
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 
 from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split
 from cnn_jax.errors import UsageError
 from cnn_jax.formats.network import Network
-from cnn_jax.formats.weights import read_params
+from cnn_jax.formats.state_dict import StateDict, flatten, flattened_layers, to_state_dict
+from cnn_jax.formats.weights import open_weights
 from cnn_jax.runs.run import Run
 from cnn_jax.training.loop import abstract_state, create_task
-from cnn_jax.training.step import Params
+from cnn_jax.training.state import Params
 from cnn_jax.training.task import Normalize
 
 SHAPES = [(16, 16, 1), (21, 30, 3)]
@@ -32,15 +33,26 @@ def image_shape(request) -> tuple[int, int, int]:
 
 @pytest.fixture(scope="session")
 def make_run(tmp_path_factory) -> Callable[..., Run]:
-    def make(image_shape: tuple[int, int, int], num_classes: int = 3, seed: int = 0) -> Run:
-        config = Config(dataset="noise")
+    """Makes a run of a model with random weights and batch statistics, whose probabilities lie apart."""
+
+    def make(image_shape: tuple[int, int, int], num_classes: int = 3, seed: int = 0, model: str = "cnn") -> Run:
+        config = Config(dataset="noise", model=model)
         channels = np.arange(image_shape[-1])
         preprocess = Normalize(tuple((0.4 + 0.1 * channels).tolist()), tuple((0.5 + 0.1 * channels).tolist()))
         task = create_task(config, num_classes, preprocess)
         shapes = abstract_state(task, image_shape)
         rng = np.random.default_rng(seed)
-        # Large enough for the probabilities to lie apart.
-        state = jax.tree.map(lambda leaf: rng.uniform(-0.3, 0.3, leaf.shape).astype(leaf.dtype), shapes)
+
+        def random(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+            name = path[-1].key if isinstance(path[-1], jax.tree_util.DictKey) else ""
+            if name in ("scale", "var"):
+                low, high = 0.5, 1.5
+            else:
+                high = math.sqrt(6 / math.prod(leaf.shape[:-1])) if name == "kernel" and model != "cnn" else 0.3
+                low = -high
+            return rng.uniform(low, high, leaf.shape).astype(leaf.dtype)
+
+        state = jax.tree_util.tree_map_with_path(random, shapes)
         classes = tuple(f"class {number}" for number in range(num_classes))
         workdir = tmp_path_factory.mktemp("run")
         return Run(
@@ -58,14 +70,50 @@ def make_run(tmp_path_factory) -> Callable[..., Run]:
     return make
 
 
+@pytest.fixture(scope="session")
+def network_of() -> Callable[[Run], Network]:
+    """Makes the network that a run exports."""
+
+    def make(run: Run) -> Network:
+        variables = jax.device_get(run.state.variables)
+        return Network(run.config.model, run.task, run.image_shape, run.class_names, variables.pop("params"), variables)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def in_pytorch() -> Callable[[Network], StateDict]:
+    """Converts a network to PyTorch's names and layouts."""
+
+    def convert(network: Network) -> StateDict:
+        return to_state_dict(flatten(network.variables), flattened_layers(network.model, network.image_shape))
+
+    return convert
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> ModuleType:
+    """torchvision, also where its compiled operators cannot be loaded: its package for GPUs with PyTorch's for CPUs.
+
+    The networks do not use these operators, but Python functions of the package register with them.
+    """
+    torch = pytest.importorskip("torch")
+    try:
+        return pytest.importorskip("torchvision")
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
+        return pytest.importorskip("torchvision")
+
+
 @pytest.fixture
 def run(make_run, image_shape) -> Run:
     return make_run(image_shape)
 
 
 @pytest.fixture
-def network(run) -> Network:
-    return Network("cnn", run.task, run.image_shape, run.class_names, jax.device_get(run.state.params))
+def network(run, network_of) -> Network:
+    return network_of(run)
 
 
 @pytest.fixture
@@ -89,13 +137,13 @@ def path(tmp_path) -> Path:
 @pytest.fixture
 def read(path, network) -> Callable[[], Params]:
     """Reads the file as weights of the network."""
-    return partial(read_params, path, network.params, network.image_shape)
+    return lambda: open_weights(path).variables(network.model, network.variables, network.image_shape)["params"]
 
 
 @pytest.fixture
 def arrays(network) -> dict[str, np.ndarray]:
     """The network's parameters by name."""
-    return flatten_dict(network.params, sep=".")
+    return flatten(network.variables)
 
 
 @pytest.fixture

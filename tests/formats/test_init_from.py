@@ -110,7 +110,8 @@ def test_weights_of_another_network_leave_no_directory(config, make_run, tmp_pat
     network = Network("cnn", run.task, (16, 16, 3), ("a", "b", "c"), params)
     (tmp_path / "weights").write_bytes(safetensors.to_bytes(network))
     with pytest.raises(
-        UsageError, match=r"for 16x16x1 images: conv1\.kernel has shape \[5, 5, 3, 6\] instead of \[5, 5, 1"
+        UsageError,
+        match=r"conv1\.kernel has shape \[5, 5, 3, 6\] instead of \[5, 5, 1, 6\]; the weights are for color images: ",
     ):
         fit(config, "run")
     assert not (tmp_path / "run").exists()

@@ -13,16 +13,16 @@ from safetensors.numpy import load
 
 from cnn_jax.errors import CnnJaxError
 from cnn_jax.formats import pytorch
-from cnn_jax.formats.network import Network
 from cnn_jax.formats.safetensors import encode
-from cnn_jax.formats.state_dict import from_state_dict, to_state_dict
-from cnn_jax.formats.weights import read_params
-from cnn_jax.models import MODELS, create_model
+from cnn_jax.formats.state_dict import flattened_layers, from_state_dict, to_state_dict
+from cnn_jax.formats.weights import open_weights
+from cnn_jax.models import create_model
 from cnn_jax.training.optimizer import Adam
 from cnn_jax.training.task import Task
 
 ROOT = Path(__file__).parents[2]
 LESSON = (28, 28, 1)
+FLATTENED = flattened_layers("cnn", LESSON)
 
 
 @pytest.fixture(scope="module")
@@ -50,37 +50,32 @@ def assert_same(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_every_architecture_has_its_layout_in_pytorch():
-    assert MODELS.keys() == {"cnn"}, "state_dict.py and pytorch.py know the network cnn alone"
-
-
-def test_there_and_back_changes_no_bit(network):
-    state_dict = to_state_dict(network.params, network.image_shape)
-    assert_same(from_state_dict(state_dict, network.image_shape), network.params)
-
-
 def test_from_pytorch_and_back_changes_no_bit(initial):
-    assert_same(to_state_dict(from_state_dict(initial, LESSON), LESSON), initial)
+    assert_same(to_state_dict(from_state_dict(initial, FLATTENED), FLATTENED), initial)
 
 
 def test_the_forward_pass_that_verifies_is_pytorchs(reference, initial):
-    logits = [pytorch.forward(initial, image / 255) for image in reference["images"][0]]
+    logits = [pytorch.forward_cnn(initial, image / 255) for image in reference["images"][0]]
     assert relative_error(np.stack(logits), reference["logits"]) < 1e-5
 
 
-def test_the_convolution_is_pytorchs():
+@pytest.mark.parametrize(("stride", "padding"), [(1, 0), (1, 1), (2, 0), (2, 3)])
+def test_the_convolution_is_pytorchs(monkeypatch, stride, padding):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     image, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 9, 12), (4, 3, 2, 5)))
-    theirs = torch.nn.functional.conv2d(*map(torch.from_numpy, (image[None], weight)))
-    np.testing.assert_allclose(pytorch.convolve(image, weight), theirs[0].numpy(), rtol=1e-5, atol=1e-5)
+    theirs = torch.nn.functional.conv2d(*map(torch.from_numpy, (image[None], weight)), stride=stride, padding=padding)
+    for memory in (1, 500, 1 << 22):  # one row at a time, several, all
+        monkeypatch.setattr(pytorch, "MAX_WINDOWS", memory)
+        ours = pytorch.convolve(image, weight, stride, padding)
+        np.testing.assert_allclose(ours, theirs[0].numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_weights_from_pytorch_give_its_logits(reference, initial, tmp_path):
     path = tmp_path / "pytorch.safetensors"
     path.write_bytes(encode(initial, {"format": "pt"}))
-    like = jax.eval_shape(create_model("cnn", 10).init, jax.random.key(0), np.zeros((1, *LESSON), np.float32))["params"]
-    params = read_params(path, like, LESSON)
+    like = jax.eval_shape(create_model("cnn", 10).init, jax.random.key(0), np.zeros((1, *LESSON), np.float32))
+    params = open_weights(path).variables("cnn", like, LESSON)["params"]
     logits = logits_of(params, 10, reference["images"][0].transpose(0, 2, 3, 1))
     assert relative_error(logits, reference["logits"]) < 1e-5
 
@@ -115,8 +110,8 @@ def test_the_file_tells_what_it_is(network, tmp_path):
     ],
 )
 def test_a_mistaken_conversion_is_not_kept(run, tmp_path, monkeypatch, name, mistake):
-    def mistaken(params, image_shape):
-        state_dict = to_state_dict(params, image_shape)
+    def mistaken(arrays, flattened):
+        state_dict = to_state_dict(arrays, flattened)
         return {**state_dict, name: mistake(state_dict[name])}
 
     monkeypatch.setattr(pytorch, "to_state_dict", mistaken)
@@ -143,13 +138,12 @@ def test_pytorch_gives_the_same_logits(network, images):
     assert relative_error(torch_logits(torch, state_dict, images), logits_of(network.params, 3, images)) < 1e-5
 
 
-def test_the_lessons_network_loads_the_file(make_run, tmp_path):
+def test_the_lessons_network_loads_the_file(make_run, network_of, tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
 
     run = make_run(LESSON, num_classes=10)
-    params = jax.device_get(run.state.params)
-    (tmp_path / "file").write_bytes(pytorch.to_bytes(Network("cnn", run.task, LESSON, run.class_names, params)))
+    (tmp_path / "file").write_bytes(pytorch.to_bytes(network_of(run)))
     spec = importlib.util.spec_from_file_location("pytorch_lesson", ROOT / "scripts" / "pytorch_lesson.py")
     sys.modules["pytorch_lesson"] = lesson = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(lesson)
@@ -158,4 +152,4 @@ def test_the_lessons_network_loads_the_file(make_run, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (50, *LESSON), dtype=np.uint8)
     with torch.no_grad():
         theirs = network(torch.from_numpy(images).permute(0, 3, 1, 2) / 255).numpy()
-    assert relative_error(theirs, logits_of(params, 10, images)) < 1e-5
+    assert relative_error(theirs, logits_of(run.state.params, 10, images)) < 1e-5

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import pickletools
 import sys
 import zipfile
 
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 
 from cnn_jax.errors import UsageError
-from cnn_jax.formats.state_dict import to_state_dict
 
 
 @pytest.fixture
@@ -24,14 +24,25 @@ def torch():
 
 
 @pytest.fixture
-def state_dict(torch, network):
-    arrays = to_state_dict(network.params, network.image_shape)
-    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+def state_dict(torch, network, in_pytorch):
+    return {name: torch.from_numpy(array.copy()) for name, array in in_pytorch(network).items()}
+
+
+@pytest.fixture(params=[True, False], ids=["zip", "legacy"])
+def saved(request, torch, path, state_dict):
+    torch.save(state_dict, path, _use_new_zipfile_serialization=request.param)
+    return path
 
 
 @pytest.fixture
-def saved(torch, path, state_dict):
+def archive(torch, path, state_dict):
     torch.save(state_dict, path)
+    return path
+
+
+@pytest.fixture
+def legacy(torch, path, state_dict):
+    torch.save(state_dict, path, _use_new_zipfile_serialization=False)
     return path
 
 
@@ -98,27 +109,65 @@ def test_what_is_no_state_dict_is_refused(torch, path, state_dict, content, asse
     )
 
 
-def test_nothing_is_executed(saved, tmp_path, assert_refused):
-    class Hostile:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "executed"),))
+class Hostile:
+    """Makes a directory where it is unpickled."""
 
-    with zipfile.ZipFile(saved) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_nothing_is_executed(archive, tmp_path, assert_refused):
+    with zipfile.ZipFile(archive) as opened:
+        members = {name: opened.read(name) for name in opened.namelist()}
     (name,) = (name for name in members if name.endswith("data.pkl"))
-    with zipfile.ZipFile(saved, "w") as archive:
-        for member, content in (members | {name: pickle.dumps({"out.bias": Hostile()}, 2)}).items():
-            archive.writestr(member, content)
+    with zipfile.ZipFile(archive, "w") as opened:
+        hostile = pickle.dumps({"out.bias": Hostile(tmp_path / "executed")}, 2)
+        for member, content in (members | {name: hostile}).items():
+            opened.writestr(member, content)
     assert_refused("is damaged, larger than 1 GiB, or not a state_dict")
     assert not (tmp_path / "executed").exists()
 
 
-def test_what_would_unpack_is_refused(saved, assert_refused):
-    with zipfile.ZipFile(saved) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(saved, "w", zipfile.ZIP_DEFLATED) as archive:
+@pytest.mark.parametrize("place", range(1, 5))
+def test_nothing_in_a_legacy_file_is_executed(legacy, tmp_path, assert_refused, place):
+    pickles = legacy_pickles(legacy.read_bytes())
+    pickles[place] = pickle.dumps({"out.bias": Hostile(tmp_path / "executed")}, 2)
+    legacy.write_bytes(b"".join(pickles))
+    assert_refused("is damaged, larger than 1 GiB, or not a state_dict")
+    assert not (tmp_path / "executed").exists()
+
+
+def legacy_pickles(content):
+    """The five pickles in a legacy file, and its arrays."""
+    parts = []
+    for _ in range(5):
+        *_, (_, _, stop) = pickletools.genops(content)
+        parts.append(content[: stop + 1])
+        content = content[stop + 1 :]
+    return [*parts, content]
+
+
+def test_long_names_in_a_legacy_file_are_refused(torch, path, state_dict, assert_refused):
+    torch.save({"x" * 2**20: state_dict["out.bias"]}, path, _use_new_zipfile_serialization=False)
+    assert_refused("is damaged, larger than 1 GiB, or not a state_dict")
+
+
+def test_a_legacy_file_without_its_arrays_is_refused(legacy, assert_refused):
+    *pickles, arrays = legacy_pickles(legacy.read_bytes())
+    for rest in (b"", arrays[:100], arrays[:-4]):
+        legacy.write_bytes(b"".join(pickles) + rest)
+        assert_refused("is damaged, larger than 1 GiB, or not a state_dict")
+
+
+def test_what_would_unpack_is_refused(archive, assert_refused):
+    with zipfile.ZipFile(archive) as opened:
+        members = {name: opened.read(name) for name in opened.namelist()}
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
         for member, content in members.items():
-            archive.writestr(member, content)
+            opened.writestr(member, content)
     assert_refused("is damaged, larger than 1 GiB, or not a state_dict")
 
 

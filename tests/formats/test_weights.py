@@ -10,7 +10,6 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -19,8 +18,8 @@ from safetensors.numpy import save_file
 from cnn_jax.errors import UsageError
 from cnn_jax.formats import pytorch, safetensors
 from cnn_jax.formats.safetensors import encode
-from cnn_jax.formats.state_dict import to_state_dict
-from cnn_jax.formats.weights import read_params
+from cnn_jax.formats.state_dict import flatten
+from cnn_jax.formats.weights import open_weights
 
 FORMS = [safetensors, pytorch]
 
@@ -58,7 +57,7 @@ def test_numbers_lie_where_they_can_be_used_in_place(network):
 def test_other_precisions_are_rounded_to_float32(path, read, network, arrays, dtype):
     rounded = {name: array.astype(dtype) for name, array in arrays.items()}
     save_file(rounded, path)
-    params = flatten_dict(read(), sep=".")
+    params = flatten({"params": read()})
     jax.tree.map(np.testing.assert_array_equal, params, rounded)
     assert all(array.dtype == np.float32 for array in params.values())
 
@@ -72,12 +71,12 @@ def test_numbers_that_are_none_are_refused(path, arrays, number, assert_refused)
 
 
 def test_differences_are_told(path, arrays, assert_refused):
-    arrays["conv1.kernel"] = np.zeros((5, 5, 3, 6), np.float32)
+    arrays["conv1.kernel"] = np.zeros((3, 3, 1, 6), np.float32)
     arrays["x\n\x1b[3m"] = arrays.pop("out.bias")
     path.write_bytes(encode(arrays, {}))
     assert_refused(
         r"do not match this network for 16x20x1 images: "
-        r"conv1\.kernel has shape \[5, 5, 3, 6\] instead of \[5, 5, 1, 6\], out\.bias \[3\] is missing, "
+        r"conv1\.kernel has shape \[3, 3, 1, 6\] instead of \[5, 5, 1, 6\], out\.bias \[3\] is missing, "
         r"x\\n\\x1b\[3m \[3\] is unexpected; set",
     )
 
@@ -87,8 +86,8 @@ def test_of_many_differences_a_few_are_told(path, assert_refused):
     assert_refused(r"conv1\.bias \[6\] is missing, .*, and 106 more; set --init-from to weights of the same network")
 
 
-def test_weights_for_other_images_in_pytorchs_names_are_told(path, network, assert_refused):
-    state_dict = to_state_dict(network.params, network.image_shape)
+def test_weights_for_other_images_in_pytorchs_names_are_told(path, network, in_pytorch, assert_refused):
+    state_dict = in_pytorch(network)
     path.write_bytes(encode(state_dict | {"fc1.weight": np.zeros((120, 192), np.float32)}, {}))
     assert_refused(r"images: fc1\.weight has shape \[120, 192\] instead of \[120, 24\]; set")
 
@@ -118,9 +117,9 @@ def test_what_is_no_file_is_refused(path, assert_refused):
     assert_refused("there is no file .*weights")
 
 
-def test_a_name_too_long_is_refused(network):
+def test_a_name_too_long_is_refused():
     with pytest.raises(UsageError, match=r"cannot read x+: File name too long"):
-        read_params(Path("x" * 300), network.params, network.image_shape)
+        open_weights(Path("x" * 300))
 
 
 def test_of_a_huge_file_the_header_alone_is_read(path, assert_refused):
@@ -180,8 +179,8 @@ def damaged(content):
 
 def test_mutated_files_are_read_or_refused(make_run, tmp_path, check_message):
     run = make_run((16, 16, 1))
-    params = jax.device_get(run.state.params)
-    content = encode(flatten_dict(params, sep="."), {"format": "flax"})
+    variables = jax.device_get(run.state.variables)
+    content = encode(flatten(variables), {"format": "flax"})
     size = struct.unpack("<Q", content[:8])[0]
     header, numbers = json.loads(content[8 : 8 + size]), content[8 + size :]
     outcomes = set()
@@ -196,7 +195,8 @@ def test_mutated_files_are_read_or_refused(make_run, tmp_path, check_message):
         path = tmp_path / "weights"
         path.write_bytes(content)
         try:
-            assert all(np.isfinite(array).all() for array in jax.tree.leaves(read_params(path, params, (16, 16, 1))))
+            read = open_weights(path).variables("cnn", variables, (16, 16, 1))
+            assert all(np.isfinite(array).all() for array in jax.tree.leaves(read))
             outcomes.add("read")
         except UsageError as error:
             check_message(str(error))

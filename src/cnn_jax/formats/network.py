@@ -37,6 +37,11 @@ class Network:
     model_state: Variables = dataclasses.field(default_factory=dict)
 
     @property
+    def variables(self) -> Variables:
+        """The parameters and the other collections."""
+        return {"params": self.params, **self.model_state}
+
+    @property
     def metadata(self) -> dict[str, str]:
         """The model's name, and as JSON its image shape, preprocessing and class names, for formats with metadata."""
         return {
@@ -52,4 +57,4 @@ class Network:
         task = dataclasses.replace(self.task, model=self.task.model.clone(portable=True))
         # The default precision on GPUs and TPUs is lower, and results would differ from those verified on a CPU.
         with jax.default_matmul_precision("highest"):
-            return nn.softmax(task.logits({"params": self.params, **self.model_state}, images))
+            return nn.softmax(task.logits(self.variables, images))

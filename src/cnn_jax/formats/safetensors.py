@@ -1,4 +1,4 @@
-"""Weights as safetensors, with Flax's parameter names, joined by dots, and layouts."""
+"""Weights as safetensors, with Flax's names, joined by dots, and layouts: parameters and batch statistics."""
 
 import dataclasses
 import json
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from cnn_jax.formats.network import Classifier, Network
-from cnn_jax.formats.weights import read_params
+from cnn_jax.formats.state_dict import flatten
+from cnn_jax.formats.weights import open_weights
 
 ALIGNMENT = 8
 """Alignment of the data in bytes: the header is padded to a multiple, so that arrays can be memory-mapped."""
@@ -18,13 +18,13 @@ ALIGNMENT = 8
 
 def to_bytes(network: Network) -> bytes:
     """Convert a network to the content of a safetensors file."""
-    return encode(flatten_dict(network.params, sep="."), {"format": "flax", **network.metadata})
+    return encode(flatten(network.variables), {"format": "flax", **network.metadata})
 
 
 def load(path: Path, network: Network) -> Classifier:
     """Load the weights in a file into the network."""
-    params = read_params(path, network.params, network.image_shape)
-    return dataclasses.replace(network, params=params).probabilities
+    variables = open_weights(path).variables(network.model, network.variables, network.image_shape)
+    return dataclasses.replace(network, params=variables.pop("params"), model_state=variables).probabilities
 
 
 def encode(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:

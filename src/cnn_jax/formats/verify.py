@@ -17,8 +17,8 @@ from cnn_jax.training.evaluation import batch_size_for
 MAX_IMAGES = 300
 """Maximum number of images to verify a file with."""
 
-MAX_BYTES = 1 << 25
-"""Maximum size in bytes of the images to verify a file with."""
+MAX_BYTES = 1 << 23
+"""Maximum size in bytes of the images to verify a file with: 55 of 224x224, of which a ResNet takes a minute."""
 
 TOLERANCE = 1e-4
 """Largest accepted difference of a probability, about a thousand times the rounding errors."""
@@ -49,11 +49,15 @@ class FormatModule(Protocol):
         """Load a file; ``network`` supplies what the format does not store."""
 
 
-def format_module(format: Format) -> FormatModule:
+def format_module(format: Format, model: str | None = None) -> FormatModule:
     """Import the module that implements a format.
 
+    Args:
+        format: the format.
+        model: the name of the architecture to export, or None to find out later whether it can be.
+
     Raises:
-        UsageError: unknown format, or a package it needs is not installed.
+        UsageError: unknown format, a package it needs is not installed, or it does not support the model.
     """
     match format:
         case "stablehlo":
@@ -72,6 +76,8 @@ def format_module(format: Format) -> FormatModule:
         case "pytorch":
             from cnn_jax.formats import pytorch
 
+            if model is not None:
+                pytorch.check_supported(model)
             return pytorch
     raise UsageError(f"unknown format {format!r}{suggest(format, FILE_NAMES)}; formats: {', '.join(FILE_NAMES)}")
 
