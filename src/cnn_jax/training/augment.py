@@ -1,11 +1,15 @@
 """Random changes of the training images, and views of an image whose predictions are averaged.
 
 All of it runs on the device, inside the compiled step. The random numbers of an image come from a key of its own, so
-that they do not depend on how a batch is divided among devices.
+that they do not depend on how a batch is divided among devices. Each operation is a pure function of images and of
+numbers between 0 and 1: a single call of the generator draws those for all operations, as each call takes XLA's CPU
+compiler about a second.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, NamedTuple, get_args
 
 import jax
@@ -31,6 +35,18 @@ ERASED_AREAS = (0.02, 0.33)
 
 ERASED_RATIOS = (0.3, 3.3)
 """Bounds of height / width of an erased rectangle: torchvision's default."""
+
+RANDOM_NUMBERS = {
+    "flip": 1,
+    "shift": 2,
+    "color_jitter": 3,
+    "mixup": 2,
+    "cutmix": 4,
+    "mixup or cutmix": 1,
+    "random_resized_crop": 2 * ATTEMPTS + 2,
+    "random_erasing": 2 * ATTEMPTS + 3,
+}
+"""How many random numbers each operation needs for an image."""
 
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 """Red, green and blue in the gray value, from ITU-R BT.601: https://www.itu.int/rec/R-REC-BT.601."""
@@ -67,8 +83,8 @@ class Augment:
     program, and does not change the random numbers of the others.
 
     Attributes:
-        flip: mirror images left to right: with probability 1/2 (``random_flip``), or every image in every other epoch
-            (``alternating_flip``).
+        flip: mirror images left to right: with probability 1/2 (``random_flips``), or every image in every other epoch
+            (``alternating_flips``).
         shift: the largest shift in pixels in each direction; see ``random_shift``.
         random_resized_crop: the smallest part of the area that is kept; 1 is off. See ``random_resized_crop``.
         random_erasing: the probability that a rectangle is erased; see ``random_erasing``.
@@ -141,39 +157,49 @@ class Augment:
             UsageError: a setting is out of range or impossible for these images.
         """
         self.check(images.shape[1:])
-        if self.is_identity:
-            return Mixed(images, labels, jnp.ones(len(labels), jnp.float32))
-        flip, crop, shift, color, erase, mix, cut, choose = _split(keys, 8)
+        size = len(labels)
+        partner = np.minimum(np.arange(size) ^ 1, size - 1)
+        other_labels, weight = labels, jnp.ones(size, jnp.float32)
+        uniform = _draw(keys, self._random())
         if self.flip == "random":
-            images = mirror_where(random_flips(flip), images)
+            images = mirror_where(random_flips(uniform["flip"]), images)
         if self.flip == "alternating":
             images = mirror_where(alternating_flips(images, epoch), images)
         if self.random_resized_crop < 1:
-            images = random_resized_crop(images, crop, self.random_resized_crop)
+            images = random_resized_crop(images, uniform["random_resized_crop"], self.random_resized_crop)
+            images = _unfused(images, epoch)
         if self.shift > 0:
-            images = random_shift(images, shift, self.shift)
+            images = _unfused(random_shift(images, uniform["shift"], self.shift), epoch)
         if self.color_jitter > 0:
-            images = color_jitter(images, color, self.color_jitter)
+            images = _unfused(color_jitter(images, uniform["color_jitter"], self.color_jitter), epoch)
         if self.random_erasing > 0:
-            images = random_erasing(images, erase, self.random_erasing)
-        if not self.mixes:
-            return Mixed(images, labels, jnp.ones(len(labels), jnp.float32))
-        # Both images of a pair use the key of the first, so that together they still hold all of both.
-        size = len(labels)
-        first = np.arange(size) & ~1
-        partner = np.minimum(np.arange(size) ^ 1, size - 1)
-        others = images[partner]
-        if self.mixup > 0:
-            mixed, weight = mixup(images, others, mix[first], self.mixup)
-        if self.cutmix > 0:
-            cut_images, cut_weight = cutmix(images, others, cut[first], self.cutmix)
-            if self.mixup > 0:
-                chosen = _uniform(choose[first], 1)[:, 0] < 0.5
-                mixed = jnp.where(_per_image(chosen), cut_images, mixed)
-                weight = jnp.where(chosen, cut_weight, weight)
-            else:
-                mixed, weight = cut_images, cut_weight
-        return Mixed(mixed, labels[partner], weight)
+            images = random_erasing(images, uniform["random_erasing"], self.random_erasing)
+        if self.mixes:
+            images = _unfused(images, epoch)
+            # Both images of a pair use the numbers of the first, so that together they still hold all of both.
+            paired = {name: numbers[np.arange(size) & ~1] for name, numbers in uniform.items()}
+            images, weight = self._mix(images, images[partner], paired)
+            other_labels = labels[partner]
+        return Mixed(images if self.is_identity else _unfused(images, epoch), other_labels, weight)
+
+    def _random(self) -> list[str]:
+        """The operations that need random numbers."""
+        on = {
+            "flip": self.flip == "random",
+            "mixup or cutmix": self.mixup > 0 and self.cutmix > 0,
+            "random_resized_crop": self.random_resized_crop < 1,
+        }
+        return [name for name in RANDOM_NUMBERS if (on[name] if name in on else getattr(self, name) > 0)]
+
+    def _mix(self, images: jax.Array, others: jax.Array, uniform: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        if self.cutmix == 0:
+            return mixup(images, others, uniform["mixup"], self.mixup)
+        cut = cutmix(images, others, uniform["cutmix"], self.cutmix)
+        if self.mixup == 0:
+            return cut
+        mixed = mixup(images, others, uniform["mixup"], self.mixup)
+        chosen = uniform["mixup or cutmix"][:, 0] < 0.5
+        return jnp.where(_per_image(chosen), cut[0], mixed[0]), jnp.where(chosen, cut[1], mixed[1])
 
 
 def mirror_where(condition: jax.Array, images: jax.Array) -> jax.Array:
@@ -181,9 +207,9 @@ def mirror_where(condition: jax.Array, images: jax.Array) -> jax.Array:
     return jnp.where(_per_image(condition), images[:, :, ::-1], images)
 
 
-def random_flips(keys: jax.Array) -> jax.Array:
-    """Which images to mirror: each with probability 1/2. Keys ``[B]`` to bool ``[B]``."""
-    return _uniform(keys, 1)[:, 0] < 0.5
+def random_flips(uniform: jax.Array) -> jax.Array:
+    """Which images to mirror: each with probability 1/2. Random numbers ``[B, 1]`` to bool ``[B]``."""
+    return uniform[:, 0] < 0.5
 
 
 def alternating_flips(images: jax.Array, epoch: jax.Array) -> jax.Array:
@@ -209,21 +235,20 @@ def alternating_flips(images: jax.Array, epoch: jax.Array) -> jax.Array:
     return (hashes >> 31).astype(jnp.int32) != epoch % 2
 
 
-def random_shift(images: jax.Array, keys: jax.Array, pixels: int) -> jax.Array:
+def random_shift(images: jax.Array, uniform: jax.Array, pixels: int) -> jax.Array:
     """Shift images by up to ``pixels`` in each direction: a random crop of the image padded by reflection.
 
     All ``(2 pixels + 1) ** 2`` shifts are equally probable. As in airbench, https://arxiv.org/abs/2404.00498.
 
     Args:
         images: uint8 ``[B, H, W, C]``.
-        keys: random keys ``[B]``.
+        uniform: random numbers ``[B, 2]``.
         pixels: less than ``H`` and ``W``.
 
     Returns:
         uint8 ``[B, H, W, C]``.
     """
     padded = jnp.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode="reflect")
-    uniform = _uniform(keys, 2)
     count = jnp.full(len(images), 2 * pixels + 1, jnp.int32)
     top, left = _random_below(uniform[:, 0], count), _random_below(uniform[:, 1], count)
     # One slice per image: on a CPU as fast as selects between slices of the batch, and faster for large shifts.
@@ -231,7 +256,7 @@ def random_shift(images: jax.Array, keys: jax.Array, pixels: int) -> jax.Array:
     return crop(padded, top, left)
 
 
-def random_resized_crop(images: jax.Array, keys: jax.Array, min_area: float) -> jax.Array:
+def random_resized_crop(images: jax.Array, uniform: jax.Array, min_area: float) -> jax.Array:
     """Resize a random part of each image to the size of the whole.
 
     The part and the resizing are those of torchvision's ``RandomResizedCrop``: see ``crop_boxes`` and
@@ -239,23 +264,22 @@ def random_resized_crop(images: jax.Array, keys: jax.Array, min_area: float) -> 
 
     Args:
         images: uint8 ``[B, H, W, C]``.
-        keys: random keys ``[B]``.
+        uniform: random numbers ``[B, 22]``.
         min_area: smallest fraction of the area.
 
     Returns:
         uint8 ``[B, H, W, C]``.
     """
-    return resize_boxes(images, crop_boxes(keys, images.shape[1], images.shape[2], min_area))
+    return resize_boxes(images, crop_boxes(uniform, images.shape[1], images.shape[2], min_area))
 
 
-def crop_boxes(keys: jax.Array, height: int, width: int, min_area: float) -> Boxes:
-    """Random parts of images of ``height`` times ``width`` pixels.
+def crop_boxes(uniform: jax.Array, height: int, width: int, min_area: float) -> Boxes:
+    """Random parts of images of ``height`` times ``width`` pixels, from random numbers ``[B, 22]``.
 
     The area is uniform from ``min_area`` to 1 times that of the image, the logarithm of width / height is uniform
     within ``CROP_RATIOS``, and all positions are equally probable. If none of ``ATTEMPTS`` rectangles fits into the
     image, it is the largest rectangle in the middle with an admissible ratio.
     """
-    uniform = _uniform(keys, 2 * ATTEMPTS + 2)
     area = _between(uniform[:, :ATTEMPTS], min_area, 1.0) * (height * width)
     ratio = jnp.exp(_between(uniform[:, ATTEMPTS:-2], *map(math.log, CROP_RATIOS)))
     box_width = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
@@ -294,7 +318,7 @@ def resize_boxes(images: jax.Array, boxes: Boxes) -> jax.Array:
     return _to_uint8(jnp.einsum("blk,bikc->bilc", columns, pixels, precision=exact))
 
 
-def color_jitter(images: jax.Array, keys: jax.Array, strength: float) -> jax.Array:
+def color_jitter(images: jax.Array, uniform: jax.Array, strength: float) -> jax.Array:
     """Change brightness, contrast and saturation, each by a random factor; see ``adjust_color``.
 
     The factors are uniform from ``max(0, 1 - strength)`` to ``1 + strength``, as in torchvision's
@@ -303,13 +327,13 @@ def color_jitter(images: jax.Array, keys: jax.Array, strength: float) -> jax.Arr
 
     Args:
         images: uint8 ``[B, H, W, C]`` with 1 or 3 channels.
-        keys: random keys ``[B]``.
+        uniform: random numbers ``[B, 3]``.
         strength: at least 0.
 
     Returns:
         uint8 ``[B, H, W, C]``.
     """
-    factors = _between(_uniform(keys, 3), max(0.0, 1 - strength), 1 + strength)
+    factors = _between(uniform, max(0.0, 1 - strength), 1 + strength)
     return adjust_color(images, factors[:, 0], factors[:, 1], factors[:, 2])
 
 
@@ -331,24 +355,29 @@ def adjust_color(images: jax.Array, brightness: jax.Array, contrast: jax.Array, 
         uint8 ``[B, H, W, C]``.
     """
 
-    def gray(pixels: jax.Array) -> jax.Array:
-        if pixels.shape[-1] == 1:
-            return pixels
-        red, green, blue = (pixels[..., channel : channel + 1] * w for channel, w in enumerate(GRAY_WEIGHTS))
-        return red + green + blue
+    # Whole planes for each channel: on a CPU several times as fast as with the channels of a pixel side by side.
+    planes = jnp.moveaxis(images, 3, 0).reshape(images.shape[3], len(images), -1)
+    planes = jax.lax.optimization_barrier(planes).astype(jnp.float32)
 
-    def blend(pixels: jax.Array, other: jax.Array | float, factor: jax.Array) -> jax.Array:
-        factor = _per_image(factor)
-        return jnp.clip(factor * pixels + (1 - factor) * other, 0, 255)
+    def gray(planes: jax.Array) -> jax.Array:
+        if len(planes) == 1:
+            return planes
+        red, green, blue = (plane * weight for plane, weight in zip(planes, GRAY_WEIGHTS, strict=True))
+        return (red + green + blue)[jnp.newaxis]
 
-    pixels = blend(images.astype(jnp.float32), 0.0, brightness)
-    pixels = blend(pixels, gray(pixels).mean((1, 2, 3), keepdims=True), contrast)
-    if images.shape[-1] > 1:
-        pixels = blend(pixels, gray(pixels), saturation)
-    return _to_uint8(pixels)
+    def blend(planes: jax.Array, other: jax.Array | float, factor: jax.Array) -> jax.Array:
+        factor = factor.reshape(1, -1, 1)
+        return jnp.clip(factor * planes + (1 - factor) * other, 0, 255)
+
+    planes = blend(planes, 0.0, brightness)
+    planes = blend(planes, gray(planes).mean(axis=2, keepdims=True), contrast)
+    if len(planes) > 1:
+        planes = blend(planes, gray(planes), saturation)
+    planes = jax.lax.optimization_barrier(_to_uint8(planes))
+    return jnp.moveaxis(planes, 0, 2).reshape(images.shape)
 
 
-def random_erasing(images: jax.Array, keys: jax.Array, probability: float) -> jax.Array:
+def random_erasing(images: jax.Array, uniform: jax.Array, probability: float) -> jax.Array:
     """Fill a random rectangle with the mean color of the image, in some of the images.
 
     From https://arxiv.org/abs/1708.04896, with torchvision's rectangles: see ``erasing_boxes``. The mean color adds no
@@ -357,26 +386,25 @@ def random_erasing(images: jax.Array, keys: jax.Array, probability: float) -> ja
 
     Args:
         images: uint8 ``[B, H, W, C]``.
-        keys: random keys ``[B]``.
+        uniform: random numbers ``[B, 23]``.
         probability: of erasing.
 
     Returns:
         uint8 ``[B, H, W, C]``.
     """
-    inside = _inside(erasing_boxes(keys, images.shape[1], images.shape[2], probability), images.shape)
+    inside = _inside(erasing_boxes(uniform, images.shape[1], images.shape[2], probability), images.shape)
     sums = jnp.sum(images, axis=(1, 2), keepdims=True, dtype=jnp.int32)
     mean = _to_uint8(sums.astype(jnp.float32) / (images.shape[1] * images.shape[2]))
     return jnp.where(inside, mean, images)
 
 
-def erasing_boxes(keys: jax.Array, height: int, width: int, probability: float) -> Boxes:
-    """Random rectangles in images of ``height`` times ``width`` pixels; empty with probability ``1 - probability``.
+def erasing_boxes(uniform: jax.Array, height: int, width: int, probability: float) -> Boxes:
+    """Random rectangles in images of ``height`` times ``width`` pixels, from random numbers ``[B, 23]``.
 
-    The area is uniform within ``ERASED_AREAS``, the logarithm of height / width is uniform within ``ERASED_RATIOS``,
-    and all positions are equally probable. If none of ``ATTEMPTS`` rectangles is smaller than the image in both
-    directions, it is empty.
+    With probability ``1 - probability``, a rectangle is empty. Otherwise, the area is uniform within ``ERASED_AREAS``,
+    the logarithm of height / width is uniform within ``ERASED_RATIOS``, and all positions are equally probable. If none
+    of ``ATTEMPTS`` rectangles is smaller than the image in both directions, it is empty.
     """
-    uniform = _uniform(keys, 2 * ATTEMPTS + 3)
     area = _between(uniform[:, :ATTEMPTS], *ERASED_AREAS) * (height * width)
     ratio = jnp.exp(_between(uniform[:, ATTEMPTS:-3], *map(math.log, ERASED_RATIOS)))
     box_height = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
@@ -388,45 +416,43 @@ def erasing_boxes(keys: jax.Array, height: int, width: int, probability: float) 
     return Boxes(top, left, box_height, box_width)
 
 
-def mixup(images: jax.Array, others: jax.Array, keys: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+def mixup(images: jax.Array, others: jax.Array, uniform: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
     """Blend each image with another, with weights from Beta(alpha, alpha): https://arxiv.org/abs/1710.09412.
 
-    The paper draws one weight for a batch; here each key has its own.
+    The paper draws one weight for a batch; here each image has its own.
 
     Args:
         images: uint8 ``[B, H, W, C]``.
         others: uint8 ``[B, H, W, C]``.
-        keys: random keys ``[B]``.
+        uniform: random numbers ``[B, 2]``.
         alpha: positive.
 
     Returns:
         ``weight * images + (1 - weight) * others``, rounded to uint8 ``[B, H, W, C]``, and the weight, float32 ``[B]``.
     """
-    weight = symmetric_beta(keys, alpha)
+    weight = symmetric_beta(uniform, alpha)
     factor = _per_image(weight)
     return _to_uint8(factor * images.astype(jnp.float32) + (1 - factor) * others.astype(jnp.float32)), weight
 
 
-def cutmix(images: jax.Array, others: jax.Array, keys: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+def cutmix(images: jax.Array, others: jax.Array, uniform: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
     """Replace a rectangle in each image by that of another: https://arxiv.org/abs/1905.04899.
 
     The rectangle has the image's ratio of height and width. Its center is uniform in the image, and its area is
     a fraction of the image's from Beta(alpha, alpha), less what is outside the image. The paper draws one rectangle for
-    a batch; here each key has its own.
+    a batch; here each image has its own.
 
     Args:
         images: uint8 ``[B, H, W, C]``.
         others: uint8 ``[B, H, W, C]``.
-        keys: random keys ``[B]``.
+        uniform: random numbers ``[B, 4]``.
         alpha: positive.
 
     Returns:
         uint8 ``[B, H, W, C]``, and the exact fraction of pixels of ``images`` in it, float32 ``[B]``.
     """
     height, width = images.shape[1:3]
-    area_keys, center_keys = _split(keys, 2)
-    half_side = 0.5 * jnp.sqrt(1 - symmetric_beta(area_keys, alpha))
-    uniform = _uniform(center_keys, 2)
+    half_side = 0.5 * jnp.sqrt(1 - symmetric_beta(uniform[:, :2], alpha))
 
     def cut(size: int, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
         center = _random_below(uniform, jnp.full(len(images), size, jnp.int32))
@@ -434,21 +460,20 @@ def cutmix(images: jax.Array, others: jax.Array, keys: jax.Array, alpha: float) 
         start = jnp.maximum(center - half, 0)
         return start, jnp.minimum(center + half, size) - start
 
-    top, box_height = cut(height, uniform[:, 0])
-    left, box_width = cut(width, uniform[:, 1])
+    top, box_height = cut(height, uniform[:, 2])
+    left, box_width = cut(width, uniform[:, 3])
     inside = _inside(Boxes(top, left, box_height, box_width), images.shape)
     weight = 1 - (box_height * box_width).astype(jnp.float32) / (height * width)
     return jnp.where(inside, others, images), weight
 
 
-def symmetric_beta(keys: jax.Array, alpha: float) -> jax.Array:
-    """One number per key from Beta(alpha, alpha), in [0, 1]. Keys ``[B]`` to float32 ``[B]``.
+def symmetric_beta(uniform: jax.Array, alpha: float) -> jax.Array:
+    """Numbers from Beta(alpha, alpha), in [0, 1]. Random numbers ``[B, 2]`` to float32 ``[B]``.
 
     From a number T of Student's t-distribution with ``2 alpha`` degrees of freedom, which Bailey's polar method makes
     of two uniform ones: ``(1 + T / sqrt(2 alpha + T ** 2)) / 2`` (Devroye, "Random variate generation in one line of
     code", 1996: https://doi.org/10.1145/256562.256623). Unlike ``jax.random.beta``, it has no loop.
     """
-    uniform = _uniform(keys, 2)
     log_power = jnp.log(uniform[:, 0]) / alpha
     cosine = jnp.cos(2 * math.pi * uniform[:, 1])
     scaled = -jnp.expm1(log_power) * jnp.square(cosine)
@@ -489,15 +514,30 @@ def views(images: jax.Array, tta: TestTimeAugmentation) -> tuple[jax.Array, tupl
     return jnp.stack([view for crop in crops for view in (crop, crop[:, :, ::-1])]), weights
 
 
-def _split(keys: jax.Array, count: int) -> list[jax.Array]:
-    """Make ``count`` arrays of keys of one."""
-    split = jax.vmap(lambda key: jax.random.split(key, count))(keys)
-    return [split[:, index] for index in range(count)]
+def _draw(keys: jax.Array, names: Iterable[str]) -> dict[str, jax.Array]:
+    """Draw the random numbers of operations: for each name, float32 ``[B, RANDOM_NUMBERS[name]]`` in [0, 1)."""
+    stops = dict(zip(RANDOM_NUMBERS, accumulate(RANDOM_NUMBERS.values()), strict=True))
+    count = max((stops[name] for name in names), default=0)
+    if count == 0:
+        return {}
+    # A number depends on its place, not on how many are drawn, so that it does not depend on other operations.
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, (count,), jnp.float32))(keys)
+    return {name: uniform[:, stops[name] - RANDOM_NUMBERS[name] : stops[name]] for name in names}
 
 
-def _uniform(keys: jax.Array, count: int) -> jax.Array:
-    """Draw numbers from [0, 1) for each key: float32 ``[B, count]``."""
-    return jax.vmap(lambda key: jax.random.uniform(key, (count,), jnp.float32))(keys)
+def _unfused(images: jax.Array, epoch: jax.Array) -> jax.Array:
+    """``images`` itself, computed once before it is used, also on a CPU.
+
+    XLA's CPU compiler fuses a chain of operations into a loop over the pixels of the last one, which computes a pixel
+    of the first one as often as it is read: up to 20 times as slow. It ignores ``jax.lax.optimization_barrier``, but
+    does not fuse across a branch.
+    """
+
+    def branch(images: jax.Array) -> jax.Array:
+        # Always true, which the compiler does not know.
+        return jax.lax.cond(epoch >= 0, lambda x: x, lambda x: x ^ x, images)
+
+    return jax.lax.platform_dependent(images, cpu=branch, default=lambda x: x)
 
 
 def _between(uniform: jax.Array, low: float, high: float) -> jax.Array:
@@ -513,8 +553,9 @@ def _random_below(uniform: jax.Array, count: jax.Array) -> jax.Array:
 
 def _first(condition: jax.Array, values: jax.Array) -> jax.Array:
     """For each row of ``[B, N]``, the value in the first column where the condition is true, or 0 if there is none."""
-    before = jnp.cumsum(condition.astype(jnp.int32), axis=1)
-    return jnp.sum(jnp.where(condition & (before == 1), values, 0), axis=1, dtype=jnp.int32)
+    columns = jnp.arange(condition.shape[1], dtype=jnp.int32).reshape(1, -1)
+    first = jnp.min(jnp.where(condition, columns, condition.shape[1]), axis=1, keepdims=True)
+    return jnp.sum(jnp.where(columns == first, values, 0), axis=1, dtype=jnp.int32)
 
 
 def _per_image(values: jax.Array) -> jax.Array:
