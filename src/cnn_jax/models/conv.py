@@ -78,7 +78,7 @@ _COPY = 90
 
 
 class Conv(nn.Module):
-    """Convolution with the parameters of ``flax.linen.Conv``, initialized as in ``torch.nn.Conv2d``.
+    """Convolution with the parameters of ``flax.linen.Conv``, by default initialized as in ``torch.nn.Conv2d``.
 
     Attributes:
         features: number of output channels.
@@ -89,6 +89,7 @@ class Conv(nn.Module):
         strides: steps between outputs, vertical and horizontal.
         use_bias: whether to add a bias.
         dtype: type of the computation and the result; None promotes the types of the input and the parameters.
+        kernel_init: initializer of the kernel; None for ``uniform_fan_in``, from which the bias is drawn in any case.
     """
 
     features: int
@@ -99,6 +100,7 @@ class Conv(nn.Module):
     strides: Strides = (1, 1)
     use_bias: bool = True
     dtype: jnp.dtype | None = None
+    kernel_init: nn.initializers.Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -111,7 +113,7 @@ class Conv(nn.Module):
             raise ValueError(f"relu_pool needs strides of (1, 1), got {self.strides}")
         shape = (*self.kernel_size, x.shape[-1], self.features)
         init = uniform_fan_in(math.prod(shape[:3]))
-        kernel = self.param("kernel", init, shape)
+        kernel = self.param("kernel", self.kernel_init or init, shape)
         bias = self.param("bias", init, shape[3:]) if self.use_bias else None
         x, kernel = promote(x, kernel, dtype=self.dtype)
         by_band, by_xla = (
@@ -131,6 +133,26 @@ def max_pool(x: jax.Array) -> jax.Array:
     n, h, w, c = x.shape
     x = x[:, : h // _POOL * _POOL, : w // _POOL * _POOL]
     return x.reshape(n, h // _POOL, _POOL, w // _POOL, _POOL, c).max(axis=(2, 4))
+
+
+def overlapping_max_pool(x: jax.Array) -> jax.Array:
+    """3x3 max-pooling of ``[N, H, W, C]`` with stride 2 and padding 1: height and width are halved and rounded up.
+
+    As in PyTorch, the first of equal members gets the gradient, and the result is NaN if a member is. The maximum is
+    taken over shifted images, first along the rows, then along the columns, because XLA's pooling has no deterministic
+    gradient on GPUs.
+    """
+    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)])
+    for axis in (2, 1):
+        last = x.shape[axis] - 3
+        members = (lax.slice_in_dim(x, tap, tap + last + 1, 2, axis) for tap in range(3))
+        x = functools.reduce(_first_max, members)
+    return x
+
+
+def _first_max(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The larger of two numbers; autodiff's ``jnp.maximum`` would share the gradient between equal ones."""
+    return jnp.where((b > a) | jnp.isnan(b), b, a)
 
 
 def _by_xla(

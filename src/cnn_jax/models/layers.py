@@ -30,7 +30,7 @@ class BatchContext:
         return self._sum_over_devices(self.mask.astype(jnp.float32).sum())
 
     def mean(self, x: jax.Array, axes: Sequence[int] = ()) -> jax.Array:
-        """The float32 mean of ``x`` over all real examples of the whole batch.
+        """The mean of ``x`` over all real examples of the whole batch, in float32, or float64 if ``x`` is.
 
         A device's part of the batch may be all padding, so sums and counts are added up over the devices, not means.
         The result is NaN if the whole batch is padding.
@@ -43,7 +43,7 @@ class BatchContext:
             ``x`` without its first axis and without ``axes``.
         """
         # Summing each example first is more precise than one long sum, and needs the mask only for what is left.
-        sums = x.astype(jnp.float32).sum(tuple(axes))
+        sums = x.astype(accumulator_dtype(x.dtype)).sum(tuple(axes))
         mask = self.mask.reshape(-1, *[1] * (sums.ndim - 1))
         total = self._sum_over_devices(jnp.where(mask, sums, 0).sum(0))
         return total / (self.num_examples() * math.prod(x.shape[axis] for axis in axes))
@@ -71,6 +71,15 @@ def uniform_fan_in(fan_in: int) -> nn.initializers.Initializer:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
+
+
+def kaiming_normal_fan_out(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Initializer that draws a kernel ``[H, W, I, O]`` from the normal distribution with variance ``2 / (H W O)``.
+
+    With it, a network with ReLU neither amplifies nor attenuates gradients (He et al.,
+    https://arxiv.org/abs/1502.01852). It is ``torch.nn.init.kaiming_normal_(mode="fan_out")``, which does not truncate.
+    """
+    return nn.initializers.variance_scaling(2.0, "fan_out", "normal")(key, shape, dtype)
 
 
 def promote(*arrays: jax.Array, dtype: jnp.dtype | None) -> list[jax.Array]:
@@ -122,7 +131,8 @@ class BatchNorm(nn.Module):
 
     In training, the mean and variance are those of all real examples of the whole batch, on however many devices it
     is. In inference, they are the running averages in the collection ``batch_stats``, into which the variance goes
-    unbiased (divided by n - 1), as in PyTorch and unlike ``flax.linen.BatchNorm``. The computation is in float32.
+    unbiased (divided by n - 1), as in PyTorch and unlike ``flax.linen.BatchNorm``. The computation is in float32, or in
+    float64 if the input is.
 
     Attributes:
         momentum: weight of the old value in the running averages: one minus PyTorch's ``momentum``.
@@ -141,10 +151,12 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
         running_var = self.variable("batch_stats", "var", jnp.ones, features)
 
-        def along_features(values: jax.Array) -> jax.Array:
-            return values.astype(jnp.float32).reshape(*[1] * (x.ndim - 1), -1)
+        dtype = accumulator_dtype(x.dtype)
 
-        wide = x.astype(jnp.float32)
+        def along_features(values: jax.Array) -> jax.Array:
+            return values.astype(dtype).reshape(*[1] * (x.ndim - 1), -1)
+
+        wide = x.astype(dtype)
         if batch is None:
             mean, var = running_mean.value, running_var.value
             centered = wide - along_features(mean)
@@ -159,7 +171,7 @@ class BatchNorm(nn.Module):
                 unbiased = var * (n / jnp.maximum(n - 1, 1))
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
-        factor = scale.astype(jnp.float32) * jax.lax.rsqrt(var.astype(jnp.float32) + self.epsilon)
+        factor = scale.astype(dtype) * jax.lax.rsqrt(var.astype(dtype) + self.epsilon)
         return (centered * along_features(factor) + along_features(bias)).astype(x.dtype)
 
 
