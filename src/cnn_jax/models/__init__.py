@@ -1,26 +1,12 @@
-"""The architectures, by the names that ``--model`` takes."""
+"""The architectures: ``create_model`` makes one by the name that ``--model`` takes, of those in ``MODELS``."""
 
-import flax.linen as nn
+from importlib import import_module
 
-from cnn_jax.errors import UsageError, suggest
-from cnn_jax.models.cnn import CNN
-
-MODELS: dict[str, type[nn.Module]] = {"cnn": CNN}
+__all__ = ["MODELS", "create_model"]
 
 
-def create_model(name: str, num_classes: int, portable: bool = False) -> nn.Module:
-    """The architecture with this name and one logit per class.
-
-    Equal arguments give equal models with equal hashes, so that a model can be a static argument of ``jax.jit``.
-
-    Args:
-        name: a key of ``MODELS``.
-        num_classes: number of logits.
-        portable: see ``Conv``.
-
-    Raises:
-        UsageError: there is no architecture with this name.
-    """
-    if name not in MODELS:
-        raise UsageError(f"unknown model {name!r}{suggest(name, MODELS)}; known: {', '.join(MODELS)}")
-    return MODELS[name](num_classes=num_classes, portable=portable)
+def __getattr__(name: str) -> object:
+    # jax takes a second to import; ``python -m cnn_jax.models --help`` does not need it.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("cnn_jax.models.registry"), name)
