@@ -9,7 +9,7 @@ from typing import NoReturn
 from cnn_jax import __version__, cli
 from cnn_jax.errors import UsageError, suggest
 
-COMMANDS = ("train", "evaluate", "predict", "export", "cache")
+COMMANDS = ("train", "evaluate", "predict", "export", "models", "cache")
 
 
 def main() -> NoReturn:
@@ -45,7 +45,8 @@ python -m cnn_jax.COMMAND is the same. The commands:
 
 
 def _module(name: str) -> ModuleType:
-    return import_module(f"cnn_jax.{name}")
+    module = import_module(f"cnn_jax.{name}")
+    return import_module(f"cnn_jax.{name}.__main__") if hasattr(module, "__path__") else module
 
 
 if __name__ == "__main__":
