@@ -45,12 +45,11 @@ def make_run(tmp_path_factory) -> Callable[..., Run]:
 
         def random(path: tuple, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
             name = path[-1].key if isinstance(path[-1], jax.tree_util.DictKey) else ""
-            if name in ("scale", "var"):
-                low, high = 0.5, 1.5
-            else:
-                high = math.sqrt(6 / math.prod(leaf.shape[:-1])) if name == "kernel" and model != "cnn" else 0.3
+            low, high = (0.5, 1.5) if name in ("scale", "var") else (-0.3, 0.3)
+            if name == "kernel" and model != "cnn":
+                high = math.sqrt(6 / math.prod(leaf.shape[:-1])) * (1 if leaf.ndim == 4 else 0.1)
                 low = -high
-            return rng.uniform(low, high, leaf.shape).astype(leaf.dtype)
+            return (low + (high - low) * rng.random(leaf.shape, np.float32)).astype(leaf.dtype)
 
         state = jax.tree_util.tree_map_with_path(random, shapes)
         classes = tuple(f"class {number}" for number in range(num_classes))

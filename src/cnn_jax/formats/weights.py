@@ -118,7 +118,7 @@ class Weights:
         if in_pytorch:
             expected = jax.eval_shape(partial(layouts.to_state_dict, flattened=flattened), expected)
             tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".num_batches_tracked")}
-        head = getattr(MODELS[model], "HEAD", "out")
+        head = MODELS[model].HEAD
         classes = _other_classes(tensors, expected, head)
         if classes:
             expected, tensors = (_without(arrays, head) for arrays in (expected, tensors))
