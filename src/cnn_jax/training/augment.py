@@ -252,7 +252,7 @@ def random_shift(images: jax.Array, uniform: jax.Array, pixels: int) -> jax.Arra
     count = jnp.full(len(images), 2 * pixels + 1, jnp.int32)
     top, left = _random_below(uniform[:, 0], count), _random_below(uniform[:, 1], count)
     # One slice per image: on a CPU as fast as selects between slices of the batch, and faster for large shifts.
-    crop = jax.vmap(lambda image, top, left: jax.lax.dynamic_slice(image, (top, left, 0), images.shape[1:]))
+    crop = jax.vmap(lambda image, top, left: jax.lax.dynamic_slice(image, (top, left, jnp.int32(0)), images.shape[1:]))
     return crop(padded, top, left)
 
 
