@@ -16,6 +16,7 @@ from cnn_jax.errors import CnnJaxError
 from cnn_jax.runs import metadata
 from cnn_jax.runs.checkpoint import CheckpointWriter
 from cnn_jax.runs.run import load_run
+from cnn_jax.training.loop import Trainer
 
 
 def damage(path, how):
@@ -41,6 +42,13 @@ def test_damaged_newest_checkpoint_is_skipped(finished, caplog, part, how):
     damage(newest / part if part == "sha256sums" else largest_file(newest / part), how)
     assert load_run(finished).state.step == 18
     assert ("is damaged and ignored" in caplog.text) == ((part, how) != ("sha256sums", "missing"))
+
+
+def test_damaged_best_checkpoint_is_skipped(finished, caplog):
+    best = int(load_run(finished, "best").state.step)
+    damage(largest_file(finished / f"checkpoints/{best}/state"), "flipped")
+    assert load_run(finished, "best").state.step != best
+    assert f"checkpoints/{best} is damaged and ignored" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
@@ -80,6 +88,20 @@ def test_newest_and_best_are_kept(train, tmp_path):
     assert load_run(tmp_path, "best").history[-1].epoch == best
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
     assert kept == {5 * 11, 5 * 12, 5 * (best + 1)}
+
+
+def test_the_best_is_not_chosen_by_the_accuracy_on_training_examples(train, tmp_path, monkeypatch):
+    """That one rises, while the other falls."""
+    evaluate = Trainer.evaluate
+
+    def evaluate_falling(self, state, split):
+        score, logits = evaluate(self, state, split)
+        return score._replace(accuracy=1 / (1 + int(state.step))), logits
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate_falling)
+    first, *_, last = train(CONFIG, tmp_path).history
+    assert first.train_accuracy < last.train_accuracy
+    assert load_run(tmp_path, "best").history == (first,)
 
 
 # TensorStore reports files that vanish while it reads them, besides the error that it raises.
