@@ -12,7 +12,7 @@ from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split
 from cnn_jax.errors import UsageError
-from cnn_jax.runs.fit import fit
+from cnn_jax.runs.fit import fit, reached_target
 from cnn_jax.runs.run import load_run
 
 CONFIG = Config(epochs=4, batch_size=10, dataset="squares", seed=3)
@@ -93,12 +93,28 @@ def test_validation_examples_are_taken_from_the_training_examples(train, tmp_pat
     assert record.selection_accuracy == record.validation_accuracy
 
 
+def test_results_of_a_run_with_validation_examples_are_those_on_the_test_examples(train, tmp_path, dataset):
+    run = train(dataclasses.replace(CONFIG, epochs=1, validation_fraction=0.5), tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    evaluation = run.evaluate(dataset)
+    assert summary["test_loss"] == pytest.approx(evaluation.loss, rel=1e-5)
+    assert summary["test_accuracy"] == evaluation.accuracy
+    assert summary["validation_loss"] == run.history[0].validation_loss != summary["test_loss"]
+
+
 def test_target_accuracy_stops_training(train, continue_run, tmp_path):
     config = dataclasses.replace(CONFIG, epochs=50, target_accuracy=0.95, normalize=False)
     run = train(config, tmp_path)
     *before, last = [record.test_accuracy for record in run.history]
     assert last >= 0.95 > max(before)
     assert continue_run(config, tmp_path).history == run.history
+
+
+def test_target_is_for_validation_examples_if_there_are_any(run):
+    scores = {"train_accuracy": 1.0, "test_accuracy": None, "validation_accuracy": 0.5}
+    record = dataclasses.replace(run.history[-1], **scores)
+    for target, reached in ((0.5, True), (0.51, False)):
+        assert reached_target(dataclasses.replace(CONFIG, target_accuracy=target), [record]) == reached
 
 
 def test_second_run_compiles_nothing(run, train, tmp_path):
