@@ -16,7 +16,7 @@ from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import Split
 from cnn_jax.errors import CnnJaxError, UsageError
-from cnn_jax.runs.fit import StoppedError, fit
+from cnn_jax.runs.fit import StoppedError, fit, resume
 from cnn_jax.runs.run import load_run
 
 MAY_CHANGE = {"skip_unreadable", "epochs", "data_dir", "target_accuracy", "checkpoint_every", "tensorboard"}
@@ -187,6 +187,12 @@ def test_all_changed_settings_are_named(continue_run, finished):
     other = dataclasses.replace(CONFIG, dataset="circles", batch_size=20)
     with pytest.raises(UsageError, match=r"dataset was squares and is now circles, batch_size was 10 and is now 20"):
         continue_run(other, finished)
+
+
+def test_other_settings_are_refused_before_the_data_is_read(finished, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda config: pytest.fail("the data was read"))
+    with pytest.raises(UsageError, match="batch_size was 10 and is now 20"):
+        resume(finished, batch_size=20)
 
 
 def test_fewer_epochs_than_started_are_refused(train, continue_run, tmp_path):
