@@ -155,6 +155,11 @@ def test_other_sizes_and_colors_are_brought_to_the_networks(call, tmp_path):
     assert (status, err, len(lines)) == (0, "", 1)
 
 
+def test_height_and_width_are_not_swapped(run, pictures):
+    wide = dataclasses.replace(run, image_shape=(16, 24, 1))
+    assert wide.prepare(next(iter(pictures))).shape == (16, 24, 1)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
