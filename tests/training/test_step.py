@@ -91,6 +91,15 @@ def test_padding_does_not_change_the_update(state, batch):
     np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-6)
 
 
+def test_padding_is_never_correct(state, batch):
+    """Not even if its labels are what the network predicts."""
+    _, logits = loss_fn(state.params, batch)
+    predicted = batch._replace(labels=logits.argmax(axis=-1).astype(jnp.int32))
+    padded = predicted._replace(mask=jnp.arange(10) < 7, num_examples=jnp.int32(7))
+    _, metrics = train_step(state, padded, KEY, task=TASK)
+    assert metrics.num_correct == 7
+
+
 def test_train_step_is_adam_on_the_gradient_of_the_loss(state, batch):
     """The update is Adam's first step by hand: -learning_rate * g / (|g| + eps)."""
     before = jax.tree.map(np.array, state.params)
