@@ -72,6 +72,15 @@ def test_the_same_as_folders(images, tmp_path):
     assert list(load(images, **settings).splits) == ["train", "validation", "test"]
 
 
+def test_classes_are_in_the_order_of_folders(images, tmp_path):
+    """Uppercase letters come first."""
+    names = ("Zebra", "ape")
+    write(images / "labels.csv", [["file", "label"], *([f"images/{n}.png", names[n % 2]] for n in range(10))])
+    for number in range(10):
+        put(tmp_path, f"folders/{names[number % 2]}/{number}.png", gray(number))
+    assert load(images).class_names == load(tmp_path / "folders").class_names == names
+
+
 def test_the_splits(images, tmp_path):
     rows = labeled(range(8))
     for row, split in zip(
