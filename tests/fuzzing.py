@@ -48,7 +48,7 @@ from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split, idx
 from cnn_jax.data.image import read_image
 from cnn_jax.errors import CnnJaxError
-from cnn_jax.formats.weights import read_params
+from cnn_jax.formats.weights import open_weights
 from cnn_jax.runs.checkpoint import SUMS, CheckpointWriter, _sums
 from cnn_jax.runs.fit import resume
 from cnn_jax.runs.metadata import RunMetadata
@@ -191,7 +191,10 @@ def readers(scratch: Path) -> dict[str, Reader]:
         "images": Reader(idx_files(3), lambda directory: read_idx(directory / "file", 3)),
         "labels": Reader(idx_files(1), lambda directory: read_idx(directory / "file", 1)),
         "pictures": Reader(picture_files(), lambda directory: read_image(directory / "file", (16, 16), 1)),
-        "weights": Reader(weights_files(), lambda directory: read_params(directory / "file", WEIGHTS, (16, 16, 1))),
+        "weights": Reader(
+            weights_files(),
+            lambda directory: open_weights(directory / "file").variables("cnn", {"params": WEIGHTS}, (16, 16, 1)),
+        ),
         "config": Reader(config_files(CONFIG), lambda directory: Config.from_yaml(directory / "config.yaml")),
         "run": Reader(runs, read_run, run),
         "resume": Reader(runs, resume_run, run),

@@ -3,7 +3,15 @@ import re
 
 import pytest
 
-from cnn_jax.config import MAY_CHANGE, Config, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
+from cnn_jax.config import (
+    MAY_CHANGE,
+    AugmentationConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
 from cnn_jax.errors import UsageError
 from cnn_jax.settings import InvalidSettingError
 
@@ -17,14 +25,22 @@ def test_round_trip_through_yaml(tmp_path):
 
 
 def test_a_config_is_the_config_of_each_topic():
-    topics = (DataConfig, ModelConfig, OptimizerConfig, TrainingConfig)
+    topics = (DataConfig, ModelConfig, AugmentationConfig, OptimizerConfig, TrainingConfig)
     fields = [field.name for topic in topics for field in dataclasses.fields(topic)]
     assert [field.name for field in dataclasses.fields(Config)] == fields
     assert isinstance(Config(), topics)
 
 
 def test_settings_that_a_resumed_run_may_change():
-    assert {"epochs", "target_accuracy", "data_dir", "skip_unreadable", "checkpoint_every", "tensorboard"} == MAY_CHANGE
+    assert {
+        "epochs",
+        "patience",
+        "target_accuracy",
+        "data_dir",
+        "skip_unreadable",
+        "checkpoint_every",
+        "tensorboard",
+    } == MAY_CHANGE
 
 
 def test_tutorial_preset():

@@ -12,14 +12,14 @@ import pytest
 from cnn_jax.config import Config
 from cnn_jax.data import load
 from cnn_jax.models.cnn import CNN
-from cnn_jax.training.optimizer import Adam
+from cnn_jax.training.optimizer import Optimizer
 from cnn_jax.training.state import Params, TrainState
 from cnn_jax.training.step import Batch, loss_fn, train_step
 from cnn_jax.training.task import Task
 
 Arrays = dict[str, np.ndarray]
 
-TASK = Task(CNN(10), Adam(0.01))
+TASK = Task(CNN(10), Optimizer(0.01))
 KEY = jax.random.key(0)
 LAYERS = ("conv1", "conv2", "fc1", "fc2", "out")
 PYTORCH_NAMES = {"kernel": "weight", "bias": "bias"}

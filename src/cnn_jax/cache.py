@@ -11,8 +11,8 @@ from cnn_jax.errors import CnnJaxError, printable
 from cnn_jax.files import user_cache
 from cnn_jax.settings import Settings, choice, setting
 
-KINDS = {"images": "folders", "programs": "compiled"}
-"""The directories of decoded images and of compiled programs; all others contain datasets."""
+KINDS = {"images": "folders", "programs": "compiled", "weights": "weights"}
+"""The directories of decoded images, compiled programs and published weights; all others contain datasets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +20,10 @@ class CacheFlags(Settings):
     """Print how much disk space the user's cache directory takes, and clear it if asked.
 
     It contains downloaded datasets, decoded images of folder:PATH, of which the least recently used are removed above
-    10 GB, and compiled programs. Directories given by --data-dir or CNN_JAX_DATA_DIR are not part of it.
+    10 GB, compiled programs, and published weights; not the directories of --data-dir or CNN_JAX_DATA_DIR.
     """
 
-    clear: choice("datasets", "images", "programs", "all") | None = setting("what to remove", default=None)
+    clear: choice("datasets", *KINDS, "all") | None = setting("what to remove", default=None)
 
 
 def main(args: Sequence[str]) -> int:

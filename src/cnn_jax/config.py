@@ -15,15 +15,19 @@ from cnn_jax.errors import UsageError, suggest
 from cnn_jax.settings import (
     Channels,
     Count,
+    Duration,
     FilePath,
     Fraction,
     Name,
+    NonNegative,
+    Pixels,
+    PositiveFraction,
+    Probability,
     Rate,
     Seed,
     Settings,
     Size,
     Switch,
-    TargetAccuracy,
     choice,
     setting,
     show,
@@ -80,17 +84,56 @@ class DataConfig(Settings):
 class ModelConfig(Settings):
     """The network, its input, and where its weights start."""
 
-    model: Name = setting("the network architecture", default="cnn")
+    model: Name = setting("the network architecture; python -m cnn_jax.models lists them", default="cnn")
+    model_depth: Count | None = setting(
+        "number of layers, for models of any depth (default: the model's own)", default=None
+    )
+    model_width: Count | None = setting(
+        "width of the layers, for models of any width (default: the model's own)", default=None
+    )
+    model_dropout: Fraction | None = setting(
+        "dropout rate, for models with dropout (default: the model's own)", default=None
+    )
     normalize: Switch = setting(
         "standardize the network's input: subtract the mean of the training images and divide by their standard "
-        "deviation, in each channel",
+        "deviation, in each channel; weights of --init-from bring their own mean and standard deviation",
         default=True,
     )
     init_from: FilePath | None = setting(
-        "start from the weights of a run directory, a safetensors file, or a PyTorch state_dict (.pt) instead of "
-        "random weights",
+        "start from the weights of a run directory, a safetensors file, a PyTorch state_dict (.pt, .pth) or "
+        "torchvision:NAME instead of random weights; a last layer for other classes is replaced",
         default=None,
         metavar="PATH",
+    )
+    freeze: choice("none", "backbone") = setting(
+        "train all layers (none), or only the last one (backbone)", default="none"
+    )
+    tta: choice("none", "flip", "multicrop") = setting(
+        "test-time augmentation: average the logits over the image and its mirror image (flip), and over shifts by "
+        "one pixel too (multicrop); predict and exported programs do the same",
+        default="none",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig(Settings):
+    """Random changes of the training images, different in every epoch."""
+
+    flip: choice("none", "random", "alternating") = setting(
+        "mirror half of the images: chosen at random, or each in every other epoch (alternating)", default="none"
+    )
+    shift: Pixels = setting("shift images by up to N pixels in each direction, filled by reflection", default=0)
+    random_resized_crop: PositiveFraction = setting(
+        "crop images to a random part of at least this fraction of their area, and resize it", default=1.0
+    )
+    random_erasing: Probability = setting("probability of erasing a random rectangle", default=0.0)
+    color_jitter: Fraction = setting("strength of random brightness, contrast and saturation", default=0.0)
+    mixup: NonNegative = setting(
+        "mix pairs of images and their labels, with weights from Beta(X, X); 0 mixes none", default=0.0
+    )
+    cutmix: NonNegative = setting(
+        "replace a rectangle by that of another image, whose area is from Beta(X, X), and mix the labels; 0 is off",
+        default=0.0,
     )
 
 
@@ -98,7 +141,27 @@ class ModelConfig(Settings):
 class OptimizerConfig(Settings):
     """How gradients change the parameters."""
 
-    learning_rate: Rate = setting("Adam's learning rate", default=0.01)
+    optimizer: choice("adam", "adamw", "sgd", "muon") = setting(
+        "Adam, AdamW, SGD with Nesterov momentum, or Muon for kernels and Adam for the rest", default="adam"
+    )
+    learning_rate: Rate = setting("the learning rate, or the highest one of a schedule", default=0.01)
+    schedule: choice("constant", "linear", "cosine", "one-cycle") = setting(
+        "the learning rate after the warm-up: constant, or falling to zero at the end of the last epoch",
+        default="constant",
+    )
+    warmup: Duration = setting(
+        "raise the learning rate from zero for this long, such as '2 epochs' or '500 steps'", default="0 epochs"
+    )
+    weight_decay: NonNegative = setting(
+        "decoupled weight decay of kernels, not of biases and normalization, for adamw, sgd and muon", default=0.0
+    )
+    momentum: Fraction = setting("momentum of sgd and muon", default=0.9)
+    clip_norm: Rate | None = setting("scale gradients down to this norm", default=None)
+    accumulate: Count = setting("update the parameters every N steps, with the mean of their gradients", default=1)
+    average_decay: Fraction = setting(
+        "evaluate an exponential moving average of the parameters with this decay per step; 0 is off", default=0.0
+    )
+    backbone_rate: Rate = setting("factor of the learning rate of all layers but the last", default=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +170,18 @@ class TrainingConfig(Settings):
 
     epochs: Count = setting("passes over the training set", default=10, may_change=True)
     batch_size: Count = setting("examples per step", default=100)
+    label_smoothing: Fraction = setting("probability that the training targets give to all classes alike", default=0.0)
+    class_weights: choice("none", "balanced") = setting(
+        "weigh the loss of each class by the inverse of its number of training examples (balanced)", default="none"
+    )
     shuffle: Switch = setting("shuffle the training examples in every epoch, as determined by --seed", default=True)
-    seed: Seed = setting("determines the initial parameters and the order of the examples", default=0)
-    target_accuracy: TargetAccuracy | None = setting(
+    seed: Seed = setting(
+        "determines the initial parameters, the order of the examples and all random changes", default=0
+    )
+    patience: Count | None = setting(
+        "stop after N epochs without a better validation accuracy", default=None, may_change=True
+    )
+    target_accuracy: PositiveFraction | None = setting(
         "stop once the accuracy on the validation set, or on the test set without one, reaches this fraction; "
         "the exit status is 3 if it never does",
         default=None,
@@ -126,7 +198,7 @@ class TrainingConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TrainingConfig, OptimizerConfig, ModelConfig, DataConfig):
+class Config(TrainingConfig, OptimizerConfig, AugmentationConfig, ModelConfig, DataConfig):
     """The settings of a run.
 
     Raises:

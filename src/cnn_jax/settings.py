@@ -22,8 +22,19 @@ def choice(*values: int | str) -> Any:
 Count = Annotated[int, Meta(ge=1, lt=2**31, title="N", description="a positive integer below 2**31")]
 Seed = Annotated[int, Meta(ge=0, lt=2**32, title="N", description="an integer from 0 to 2**32 - 1")]
 Rate = Annotated[float, Meta(gt=0, lt=2**31, title="X", description="a positive number below 2**31")]
+NonNegative = Annotated[float, Meta(ge=0, lt=2**31, title="X", description="at least 0 and below 2**31")]
 Fraction = Annotated[float, Meta(ge=0, lt=1, title="X", description="at least 0 and less than 1")]
-TargetAccuracy = Annotated[float, Meta(gt=0, le=1, title="X", description="greater than 0 and at most 1")]
+Probability = Annotated[float, Meta(ge=0, le=1, title="X", description="at least 0 and at most 1")]
+PositiveFraction = Annotated[float, Meta(gt=0, le=1, title="X", description="greater than 0 and at most 1")]
+Pixels = Annotated[int, Meta(ge=0, le=10_000, title="N", description="an integer from 0 to 10000")]
+Duration = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[0-9]{1,9}(\.[0-9]{1,9})? ?(epochs?|steps?)\Z",
+        title="DURATION",
+        description="a number of epochs or steps, such as '2 epochs' or '500 steps'",
+    ),
+]
 Switch = Annotated[bool, Meta(description="true or false")]
 Side = Annotated[int, Meta(ge=1, le=10_000)]
 Channels = choice(1, 3)

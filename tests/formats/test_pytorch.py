@@ -17,7 +17,7 @@ from cnn_jax.formats.safetensors import encode
 from cnn_jax.formats.state_dict import flattened_layers, from_state_dict, to_state_dict
 from cnn_jax.formats.weights import open_weights
 from cnn_jax.models import create_model
-from cnn_jax.training.optimizer import Adam
+from cnn_jax.training.optimizer import Optimizer
 from cnn_jax.training.task import Task
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def relative_error(actual, expected):
 
 def logits_of(params, num_classes, images):
     with jax.default_matmul_precision("highest"):
-        return np.asarray(Task(create_model("cnn", num_classes), Adam(0.01)).logits({"params": params}, images))
+        return np.asarray(Task(create_model("cnn", num_classes), Optimizer(0.01)).logits({"params": params}, images))
 
 
 def assert_same(ours, theirs):

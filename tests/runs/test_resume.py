@@ -164,7 +164,7 @@ def test_settings_that_determine_the_result_may_not_change(continue_run, finishe
         "shuffle": False,
         "normalize": False,
         "model": "other",
-        "init_from": "weights.safetensors",
+        "init_from": "torchvision:resnet18",
         "seed": 4,
         "target_accuracy": 0.1,
         "validation_fraction": 0.2,
@@ -172,13 +172,43 @@ def test_settings_that_determine_the_result_may_not_change(continue_run, finishe
         "checkpoint_every": 2,
         "deterministic": True,
         "tensorboard": True,
+        "patience": 3,
+        "model_depth": 9,
+        "model_width": 9,
+        "model_dropout": 0.1,
+        "freeze": "backbone",
+        "tta": "flip",
+        "flip": "random",
+        "shift": 1,
+        "random_resized_crop": 0.5,
+        "random_erasing": 0.1,
+        "color_jitter": 0.1,
+        "mixup": 0.2,
+        "cutmix": 0.2,
+        "optimizer": "sgd",
+        "schedule": "linear",
+        "warmup": "1 epoch",
+        "weight_decay": 0.1,
+        "momentum": 0.8,
+        "clip_norm": 1.0,
+        "accumulate": 2,
+        "average_decay": 0.9,
+        "backbone_rate": 0.1,
+        "label_smoothing": 0.1,
+        "class_weights": "balanced",
     }
     changed = dataclasses.replace(CONFIG, **{setting: other[setting]})
-    if setting in MAY_CHANGE:
+    # What is wrong even in a new run is said first.
+    wrong = {
+        "model": "unknown model 'other'",
+        "weight_decay": "adam has no weight decay",
+        "patience": "needs a validation set",
+        **{f"model_{option}": f"the network cnn has no --model-{option}" for option in ("depth", "width", "dropout")},
+    }
+    if setting in MAY_CHANGE - wrong.keys():
         assert continue_run(changed, finished).history
     else:
-        # A model of another name is unknown, and that comes first.
-        message = "unknown model 'other'" if setting == "model" else f"trained with other settings: {setting} was"
+        message = wrong.get(setting, f"trained with other settings: {setting} was")
         with pytest.raises(UsageError, match=message):
             continue_run(changed, finished)
 

@@ -25,8 +25,9 @@ def source(split, mesh, **options):
 
 def test_the_batches_are_the_shuffled_examples_in_order(split, mesh):
     chunk = source(split, mesh).chunk(4, 0, 3)
-    images, labels, mask, num_examples = jax.device_get(chunk.batches)
+    images, labels, mask, num_examples, epochs = jax.device_get(chunk.batches)
     assert chunk.num_steps == 3
+    np.testing.assert_array_equal(epochs, [4, 4, 4])
     np.testing.assert_array_equal(num_examples, [3, 3, 1])
     np.testing.assert_array_equal(mask.sum(axis=1), num_examples)
     np.testing.assert_array_equal(labels[mask], epoch_order(7, 1, 4, shuffle=True))

@@ -87,8 +87,9 @@ from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split
 from cnn_jax.models.conv import Conv
 from cnn_jax.models.layers import BatchNorm, Dense, Dropout
+from cnn_jax.training.augment import Augment
 from cnn_jax.training.loop import Trainer
-from cnn_jax.training.optimizer import Adam
+from cnn_jax.training.optimizer import Optimizer
 from cnn_jax.training.task import Task
 
 class Network(nn.Module):
@@ -96,9 +97,6 @@ class Network(nn.Module):
     def __call__(self, images, batch=None):
         x = nn.relu(BatchNorm()(Conv(4, (3, 3), use_bias=False)(images), batch))
         return Dense(3)(Dropout(0.3)(x.reshape(len(x), -1), batch))
-
-def shift(images, keys):
-    return jax.vmap(lambda image, key: jnp.roll(image, jax.random.randint(key, (), -2, 3), 0))(images, keys)
 
 rng = np.random.default_rng(0)
 def split(n):
@@ -110,7 +108,7 @@ dataset = Dataset("noise", split(23), split(9), ("a", "b", "c"))
 # The last batch has two examples; with eight devices most parts of it are all padding.
 config = Config(dataset="noise", epochs=2, batch_size=7)
 for count in (1, 2, 3, 8):
-    task = Task(Network(), Adam(0.003), augment=shift, average_decay=0.5)
+    task = Task(Network(), Optimizer(0.003), augment=Augment(flip='random', shift=2), average_decay=0.5)
     trainer = Trainer(config, dataset, jax.devices()[:count], task)
     *_, (record, progress) = trainer.epochs(trainer.start())
     leaves = [np.array(leaf, np.float64).ravel() for leaf in jax.tree.leaves(progress.state)]

@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -7,13 +8,15 @@ import numpy as np
 import pytest
 
 from cnn_jax.models import create_model
-from cnn_jax.training.metrics import cross_entropy, num_correct
-from cnn_jax.training.optimizer import Adam
+from cnn_jax.models.layers import BatchContext
+from cnn_jax.training.augment import Augment, Mixed
+from cnn_jax.training.metrics import CrossEntropy, num_correct
+from cnn_jax.training.optimizer import Optimizer
 from cnn_jax.training.step import Batch, train_step
 from cnn_jax.training.step import loss_fn as loss_of_task
 from cnn_jax.training.task import SCALE, Task
 
-TASK = Task(create_model("cnn", 3), Adam(0.01))
+TASK = Task(create_model("cnn", 3), Optimizer(0.01))
 KEY = jax.random.key(1)
 
 
@@ -60,7 +63,7 @@ def test_scale_is_division_by_255():
 def test_cross_entropy_by_hand():
     # softmax of (ln 1, ln 2, ln 5) is (1/8, 2/8, 5/8)
     logits = jnp.log(jnp.array([[1.0, 2.0, 5.0], [1.0, 2.0, 5.0]]))
-    np.testing.assert_allclose(cross_entropy(logits, jnp.array([0, 2])), [np.log(8), np.log(8 / 5)], rtol=1e-6)
+    np.testing.assert_allclose(CrossEntropy()(logits, jnp.array([0, 2])), [np.log(8), np.log(8 / 5)], rtol=1e-6)
 
 
 def test_num_correct_by_hand():
@@ -147,7 +150,7 @@ class Recorder(nn.Module):
 
 
 def test_other_collections_are_part_of_the_state(batch):
-    task = Task(Recorder(), Adam(0.01))
+    task = Task(Recorder(), Optimizer(0.01))
     state = task.init(KEY, (16, 16, 1))
     assert state.model_state == {"counts": {"seen": 0}}
     for expected in (10, 20):
@@ -161,23 +164,29 @@ def test_averaged_params_are_the_exponential_moving_average(state, batch):
     task = dataclasses.replace(TASK, average_decay=0.9)
     state = init(task)
     expected = np.array(state.params["out"]["bias"], np.float64)
-    for _ in range(3):
+    for decay in (1 / 10, 2 / 11, 3 / 12):  # not 0.9 before the start is forgotten
         state, _ = train_step(state, batch, KEY, task=task)
-        expected = 0.9 * expected + 0.1 * np.array(state.params["out"]["bias"], np.float64)
+        expected = decay * expected + (1 - decay) * np.array(state.params["out"]["bias"], np.float64)
     np.testing.assert_allclose(state.averaged_params["out"]["bias"], expected, rtol=1e-5)
     assert state.variables["params"] is state.averaged_params
 
 
-def test_keys_differ_by_example_and_step(batch):
-    """Augmentation that replaces images by noise: a pure function of the run's key, the step and the place."""
-    noise = []
+@dataclasses.dataclass(frozen=True)
+class Noise(Augment):
+    """Augmentation that replaces images by noise, which it reports."""
 
-    def augment(images, keys):
+    report: Callable = print
+
+    def __call__(self, images, labels, keys, epoch):
         new = jax.vmap(lambda key: jax.random.bits(key, images.shape[1:], jnp.uint8))(keys)
-        jax.debug.callback(lambda images: noise.append(np.array(images)), new)
-        return new
+        jax.debug.callback(lambda images: self.report(np.array(images)), new)
+        return Mixed(new, labels, jnp.ones(len(labels)))
 
-    task = dataclasses.replace(TASK, augment=augment)
+
+def test_keys_differ_by_example_and_step(batch):
+    """Augmentation is a pure function of the run's key, the step and the place in the batch."""
+    noise = []
+    task = dataclasses.replace(TASK, augment=Noise(report=noise.append))
     state = init(task)
     for run in range(2):
         new_state = jax.tree.map(jnp.copy, state)
@@ -191,6 +200,21 @@ def test_keys_differ_by_example_and_step(batch):
     assert len({image.tobytes() for image in images}) == 20
 
 
+def test_the_loss_of_a_mixture_is_the_mixture_of_the_losses(state, batch):
+    pair = Batch.of(batch.images[:2], batch.labels[:2])
+    task = dataclasses.replace(TASK, augment=Augment(mixup=1.0))
+    loss, (logits, _) = loss_of_task(state.params, {}, task, pair, KEY)
+    keys = BatchContext(jnp.arange(2), pair.mask).keys(jax.random.split(KEY)[0])
+    mixed = task.augment(pair.images, pair.labels, keys, pair.epoch)
+    log_probabilities = jax.nn.log_softmax(TASK.logits({"params": state.params}, mixed.images))
+    np.testing.assert_allclose(jax.nn.log_softmax(logits), log_probabilities, rtol=1e-5)
+    weight, own, other = (np.array(values) for values in (mixed.weight, pair.labels, pair.labels[::-1]))
+    losses = -weight * log_probabilities[[0, 1], own] - (1 - weight) * log_probabilities[[0, 1], other]
+    np.testing.assert_allclose(loss, losses.mean(), rtol=1e-5)
+    assert (weight > 0).all()
+    assert (weight < 1).all()
+
+
 def test_equal_tasks_share_a_program(batch):
     """Nothing but equality counts: both tasks are made from scratch."""
     compilations = []
@@ -199,7 +223,7 @@ def test_equal_tasks_share_a_program(batch):
             compilations.append(event) if event.endswith("backend_compile_duration") else None
         )
     )
-    tasks = [Task(create_model("cnn", 3), Adam(0.003)) for _ in range(2)]
+    tasks = [Task(create_model("cnn", 3), Optimizer(0.003)) for _ in range(2)]
     assert hash(tasks[0]) == hash(tasks[1])
     states = [init(tasks[0], seed) for seed in range(2)]
     train_step(states[0], batch, KEY, task=tasks[0])

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from cnn_jax.errors import UsageError
 from cnn_jax.formats import state_dict as layouts
 from cnn_jax.models import MODELS
-from cnn_jax.training.state import Params, Variables
+from cnn_jax.training.state import Variables
 from cnn_jax.training.task import Normalize
 
 FLOATS = {"F16", "BF16", "F32", "F64", "torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"}
@@ -341,13 +341,3 @@ def _is_short(path: Path) -> bool:
         for _ in pickletools.genops(start):  # nothing is executed
             pass
     return True
-
-
-def read_params(path: Path, target: Params, image_shape: tuple[int, int, int]) -> Params:
-    """Read the parameters of the model ``cnn``: ``Weights.variables`` without other collections."""
-    return open_weights(path).variables("cnn", {"params": target}, image_shape)["params"]
-
-
-def to_params(tensors: Mapping[str, Tensor], target: Params, image_shape: tuple[int, int, int], source: Path) -> Params:
-    """Convert the parameters of the model ``cnn``: ``Weights.variables`` without other collections."""
-    return Weights(str(source), tensors).variables("cnn", {"params": target}, image_shape)["params"]

@@ -8,11 +8,12 @@ from cnn_jax.models.classifier import ImageClassifier
 from cnn_jax.models.cnn import CNN
 from cnn_jax.models.resnet import ResNet18, ResNet34, ResNet50
 from cnn_jax.models.resnet9 import ResNet9
+from cnn_jax.models.small import SmallCNN
 from cnn_jax.models.wide_resnet import WideResNet
 from cnn_jax.settings import Count, Fraction, InvalidSettingError, Settings
 
 MODELS: dict[str, type[ImageClassifier]] = {
-    model.NAME: model for model in (CNN, ResNet9, ResNet18, ResNet34, ResNet50, WideResNet)
+    model.NAME: model for model in (CNN, SmallCNN, ResNet9, ResNet18, ResNet34, ResNet50, WideResNet)
 }
 
 

@@ -4,39 +4,36 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import math
-import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from cnn_jax import data
-from cnn_jax.config import DETERMINISTIC_OPS, MAY_CHANGE, Config
+from cnn_jax.config import Config
 from cnn_jax.data import Dataset, background
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.files import expanded
-from cnn_jax.formats.weights import Tensor, open_weights, read_params, to_params
-from cnn_jax.models import create_model
-from cnn_jax.report import page, plots, tensorboard
+from cnn_jax.formats.weights import Weights
+from cnn_jax.report import tensorboard
 from cnn_jax.runs.checkpoint import CheckpointWriter, holds_only_a_start, newest_metadata, restore
+from cnn_jax.runs.checks import check_dataset, check_same, check_usable
 from cnn_jax.runs.metadata import RunMetadata
-from cnn_jax.runs.run import Run, count_parameters, load_config, load_run
+from cnn_jax.runs.outputs import MIN_STEPS, first_line, report_files, warn_if_constant, warn_if_untrained
+from cnn_jax.runs.pretrained import is_published, open_pretrained
+from cnn_jax.runs.run import Run, count_parameters, load_config
 from cnn_jax.runs.summary import summarize
-from cnn_jax.runs.workdir import CONFIG, Workdir
+from cnn_jax.runs.workdir import Workdir
 from cnn_jax.training.history import EpochRecord
-from cnn_jax.training.loop import ChunkReport, Progress, Trainer
+from cnn_jax.training.loop import ChunkReport, Progress, Trainer, create_task_for
 from cnn_jax.training.sharding import replicate
 from cnn_jax.training.state import TrainState
-
-MIN_STEPS = 50
-"""The number of steps after which a network should have learned something."""
 
 logger = logging.getLogger("cnn_jax")
 
@@ -90,15 +87,16 @@ def fit(
         CnnJaxError: the data cannot be downloaded, a file cannot be written, or the loss is not finite.
         StoppedError: a stop was requested.
     """
-    _check_usable(config)
+    check_usable(config)
     config = _with_absolute_paths(config)
-    _check_weights(config)
+    weights = _open_weights(config)
     directory = None if workdir is None else Workdir(Path(workdir))
     if directory is not None:
         directory.check_unused()
     config, dataset = _resolve(config, dataset)
-    trainer = Trainer(config, dataset, devices)
-    start = _start(trainer, config, dataset)
+    check_dataset(config, dataset)
+    trainer = _create_trainer(config, dataset, devices, weights)
+    start = _start(trainer, config, dataset, weights)
     directory = directory or Workdir(_make_default_workdir(config))
     directory.create()
     with directory.locked():
@@ -121,8 +119,8 @@ def resume(
 ) -> Run:
     """Continue a run from its newest checkpoint.
 
-    The final parameters are bitwise equal to those of an uninterrupted run. Because the learning rate is constant, this
-    also holds if ``epochs`` is increased.
+    The final parameters are bitwise equal to those of an uninterrupted run. With a constant learning rate, this also
+    holds if ``epochs`` is increased; the other schedules depend on it, so there it cannot be changed.
 
     Args:
         workdir: the run directory.
@@ -147,15 +145,17 @@ def resume(
     if isinstance(dataset, str):
         changes, dataset = changes | {"dataset": dataset}, None
     config = _with_absolute_paths(dataclasses.replace(load_config(directory.path), **changes))
-    _check_usable(config)
+    check_usable(config)
     saved = _saved_metadata(directory)
     trained = load_config(directory.path) if saved is None else saved.config
     if dataset is None and config.dataset != "auto":  # before the data is read, which may take long
-        _check_same(config, trained, directory)
+        check_same(config, trained, directory)
     config, dataset = _resolve(config, dataset)
-    _check_same(config, trained, directory)
-    trainer = Trainer(config, dataset, devices)
-    start = _start(trainer, config, dataset) if saved is None else None
+    check_same(config, trained, directory)
+    check_dataset(config, dataset)
+    weights = _open_weights(config) if saved is None else None
+    trainer = _create_trainer(config, dataset, devices, saved or weights)
+    start = _start(trainer, config, dataset, weights) if saved is None else None
     directory.create()
     with directory.locked():
         metadata = _describe(config, trainer, dataset)
@@ -176,6 +176,14 @@ def reached_target(config: Config, history: Sequence[EpochRecord]) -> bool:
         and config.target_accuracy is not None
         and history[-1].selection_accuracy >= config.target_accuracy
     )
+
+
+def ran_out_of_patience(config: Config, history: Sequence[EpochRecord]) -> bool:
+    """Whether the last ``config.patience`` epochs have not improved the validation accuracy; False if that is None."""
+    if config.patience is None or not history:
+        return False
+    accuracies = [record.selection_accuracy for record in history]
+    return len(history) - 1 - accuracies.index(max(accuracies)) >= config.patience
 
 
 def _train(
@@ -207,7 +215,7 @@ def _train(
 
         save(progress)
         checkpoints.wait()
-        logger.info(_first_line(trainer, dataset, config.model))
+        logger.info(first_line(trainer, dataset, config.model))
         directory.write_history(history)
         on_record = [directory.append_history, outputs.on_epoch]
         if config.tensorboard:
@@ -215,19 +223,21 @@ def _train(
             on_record.insert(1, stack.enter_context(events).append)
         compile_seconds = trainer.compile()
         epochs = trainer.epochs(progress, on_chunk=outputs.on_chunk, before_chunk=before_chunk)
-        for record, progress in () if reached_target(config, history) else epochs:
+        for record, progress in () if _is_finished(config, history) else epochs:
             history.append(record)
             save(progress, record.selection_accuracy)
             for call in on_record:
                 call(record)
             if record.step >= MIN_STEPS > record.step - trainer.steps_per_epoch:
-                _warn_if_untrained(record, trainer.steps_per_epoch, len(dataset.class_names))
-            if reached_target(config, history):
+                warn_if_untrained(record, trainer.steps_per_epoch, len(dataset.class_names))
+            if _is_finished(config, history):
                 break
         stop_if_requested(progress)
         summary, logits = _evaluate(trainer, config, history, dataset, progress.state, compile_seconds)
         directory.write_summary(summary)
-        report = _report(config, history, trainer.steps_per_epoch, dataset, logits, summary) if outputs.report else {}
+        report = (
+            report_files(config, history, trainer.steps_per_epoch, dataset, logits, summary) if outputs.report else {}
+        )
         for name, write in report.items():
             stop_if_requested(progress)
             with directory.replacing(name) as path:
@@ -235,6 +245,11 @@ def _train(
         stop_if_requested(progress)
     state = jax.device_put(progress.state, jax.devices()[0])  # on one device, as load_run returns it
     return Run.of(directory, dataclasses.replace(metadata, history=tuple(history)), trainer.task, state)
+
+
+def _is_finished(config: Config, history: Sequence[EpochRecord]) -> bool:
+    """Whether training stops before the last epoch."""
+    return reached_target(config, history) or ran_out_of_patience(config, history)
 
 
 def _evaluate(
@@ -248,7 +263,7 @@ def _evaluate(
     """Score the final parameters on the test split; return the summary of the run and the logits."""
     score, logits = trainer.evaluate(state, "test")
     if history[-1].step >= MIN_STEPS:
-        _warn_if_constant(logits, dataset)
+        warn_if_constant(logits, dataset)
     summary = summarize(
         config,
         history,
@@ -259,77 +274,6 @@ def _evaluate(
         devices=trainer.mesh.devices.ravel().tolist(),
     )
     return summary, logits
-
-
-def _first_line(trainer: Trainer, dataset: Dataset, model: str) -> str:
-    """What is trained, on what data and devices."""
-    counts = " and ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
-    shape, num_parameters = "x".join(map(str, dataset.image_shape)), count_parameters(trainer.abstract_state.params)
-    devices = trainer.mesh.devices.flat
-    devices = f"{len(devices)} {devices[0].platform.upper()} device{'s' if len(devices) > 1 else ''}"
-    return (
-        f"{dataset.name}: {counts} images of {shape} in {len(dataset.class_names)} classes; {model}: "
-        f"{num_parameters:,} parameters; {devices}"
-    )
-
-
-def _report(
-    config: Config,
-    history: Sequence[EpochRecord],
-    steps_per_epoch: int,
-    dataset: Dataset,
-    logits: np.ndarray,
-    summary: Mapping[str, Any],
-) -> dict[str, Callable[[Path], None]]:
-    """The functions that write the files of the report, by name; ``logits`` are those of the test examples."""
-    labels, predictions = dataset.test.labels, logits.argmax(axis=-1)
-    return {
-        "curves.png": lambda path: plots.save_curves(path, history, steps_per_epoch),
-        "confusion.png": lambda path: plots.save_confusion(path, labels, predictions, dataset.class_names),
-        "report.html": lambda path: page.save_page(
-            path,
-            config=config,
-            history=history,
-            steps_per_epoch=steps_per_epoch,
-            dataset=dataset,
-            logits=logits,
-            test_loss=summary["test_loss"],
-            num_parameters=summary["num_parameters"],
-            summary=summary,
-        ),
-    }
-
-
-def _warn_if_untrained(record: EpochRecord, steps_per_epoch: int, num_classes: int) -> None:
-    """Warn if the training loss is that of predicting every class with the same probability, or higher."""
-    loss, chance = record.loss / steps_per_epoch, math.log(num_classes)
-    if loss > 0.99 * chance:
-        logger.warning(
-            "the network is not learning: the training loss is %.4f after epoch %d, and %.4f is that of guessing; try "
-            "a lower --learning-rate",
-            loss,
-            record.epoch,
-            chance,
-        )
-
-
-def _warn_if_constant(logits: np.ndarray, dataset: Dataset) -> None:
-    """Warn if the network predicts the same class for all test images, which are of several."""
-    predictions = np.unique(logits.argmax(axis=-1))
-    if len(predictions) == 1 and len(np.unique(dataset.test.labels)) > 1:
-        logger.warning(
-            "the network predicts %s for every test image: try a lower --learning-rate",
-            dataset.class_names[predictions[0]],
-        )
-
-
-def _check_usable(config: Config) -> None:
-    """Raise UsageError for an unknown model, or if an environment variable or a package is missing."""
-    create_model(config.model, num_classes=2)
-    if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC_OPS not in os.getenv("XLA_FLAGS", ""):
-        raise UsageError(f"deterministic on a GPU needs XLA_FLAGS={DETERMINISTIC_OPS}: set it before jax initializes")
-    if config.tensorboard:
-        tensorboard.check_installed()
 
 
 def _resolve(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset]:
@@ -343,19 +287,17 @@ def _resolve(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset]:
 
 def _with_absolute_paths(config: Config) -> Config:
     paths = {name: getattr(config, name) for name in ("data_dir", "init_from")}
-    absolute = {name: str(expanded(path).absolute()) for name, path in paths.items() if path is not None}
+    absolute = {
+        name: str(expanded(path).absolute())
+        for name, path in paths.items()
+        if path is not None and not is_published(path)
+    }
     return dataclasses.replace(config, **absolute)
 
 
-def _check_weights(config: Config) -> None:
-    """Raise UsageError unless the initial weights can be read: before the data is, which may take long."""
-    if config.init_from is None:
-        return
-    path = Path(config.init_from)
-    if path.is_dir():
-        load_config(path)
-    else:
-        open_weights(path)
+def _open_weights(config: Config) -> Weights | None:
+    """The weights to start from: opened before the data is read, which may take long. None for random weights."""
+    return None if config.init_from is None else open_pretrained(config.init_from)
 
 
 def _make_default_workdir(config: Config) -> Path:
@@ -372,18 +314,25 @@ def _make_default_workdir(config: Config) -> Path:
         return path
 
 
-def _start(trainer: Trainer, config: Config, dataset: Dataset) -> Progress:
-    """The initial training progress, with the weights of ``config.init_from`` if it is set."""
+def _create_trainer(
+    config: Config, dataset: Dataset, devices: Sequence[jax.Device] | None, source: RunMetadata | Weights | None
+) -> Trainer:
+    """Create a trainer with the preprocessing of ``source``, the run to resume or pretrained weights, if known."""
+    preprocess = source.preprocess if source is not None and config.normalize else None
+    return Trainer(config, dataset, devices, create_task_for(config, dataset, preprocess))
+
+
+def _start(trainer: Trainer, config: Config, dataset: Dataset, weights: Weights | None) -> Progress:
+    """The initial training progress, with weights to start from if there are any."""
     start = trainer.start()
-    if config.init_from is None:
+    if weights is None:
         return start
-    path, target = Path(config.init_from), start.state.params
-    if path.is_dir():
-        tensors = jax.tree.map(Tensor.of, load_run(path).state.params)
-        params = to_params(flatten_dict(tensors, sep="."), target, dataset.image_shape, path)
-    else:
-        params = read_params(path, target, dataset.image_shape)
-    return dataclasses.replace(start, state=start.state.replace(params=replicate(params, trainer.mesh)))
+    target = {"params": start.state.params, **start.state.model_state}
+    variables = weights.variables(config.model, target, dataset.image_shape)
+    params, model_state = replicate((variables.pop("params"), variables), trainer.mesh)
+    averaged = None if start.state.averaged_params is None else jax.tree.map(jnp.copy, params)
+    state = start.state.replace(params=params, model_state=model_state, averaged_params=averaged)
+    return dataclasses.replace(start, state=state)
 
 
 def _saved_metadata(directory: Workdir) -> RunMetadata | None:
@@ -391,24 +340,6 @@ def _saved_metadata(directory: Workdir) -> RunMetadata | None:
     if not directory.is_started and holds_only_a_start(directory.checkpoints):
         return None
     return RunMetadata.from_json(newest_metadata(directory.checkpoints), directory.path)
-
-
-def _check_same(config: Config, trained: Config, directory: Workdir) -> None:
-    """Raise UsageError if settings that cannot be changed on resume differ from those that the run was trained with.
-
-    These are the settings in the checkpoint, because ``config.yaml`` may have been edited.
-    """
-    before, now = dataclasses.asdict(trained), dataclasses.asdict(config)
-    may_change = set(MAY_CHANGE)
-    if all(config["dataset"].startswith("folder:") for config in (before, now)):
-        may_change.add("dataset")  # a folder may have moved: _restore compares the images
-    different = [name for name in now if now[name] != before[name] and name not in may_change]
-    if different:
-        differences = ", ".join(f"{name} was {before[name]} and is now {now[name]}" for name in different)
-        raise UsageError(
-            f"the run in {directory.path} was trained with other settings: {differences}; use the same settings, also "
-            f"in {CONFIG}, or choose another --workdir"
-        )
 
 
 def _describe(config: Config, trainer: Trainer, dataset: Dataset) -> RunMetadata:
@@ -419,7 +350,9 @@ def _describe(config: Config, trainer: Trainer, dataset: Dataset) -> RunMetadata
         image_shape=dataset.image_shape,
         class_names=dataset.class_names,
         data_sha256=dataset.sha256,
+        steps_per_epoch=trainer.steps_per_epoch,
         preprocess=trainer.task.preprocess,
+        class_weights=trainer.task.loss.class_weights,
         dark_background=background.is_dark(dataset.train.images),
     )
 

@@ -16,7 +16,7 @@ from cnn_jax.training.loop import Progress, create_task
 from cnn_jax.training.metrics import Metrics
 from cnn_jax.training.task import Normalize, Task
 
-FORMAT = 5
+FORMAT = 6
 """The version of the format of checkpoints."""
 
 _METRICS = {"loss": float, "num_correct": int, "num_examples": int, "first_nonfinite_step": int}
@@ -32,7 +32,9 @@ class RunMetadata:
         image_shape: ``(H, W, C)`` of the images.
         class_names: one name per logit.
         data_sha256: the checksum of the dataset.
+        steps_per_epoch: number of batches in an epoch.
         preprocess: the conversion of images to the network's input.
+        class_weights: factor of the loss of each class, or None.
         dark_background: whether nearly all training images are light on a dark background.
         history: a record for each finished epoch.
         epoch_seconds: training time of the epoch in progress.
@@ -44,7 +46,9 @@ class RunMetadata:
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     data_sha256: str
+    steps_per_epoch: int
     preprocess: Normalize
+    class_weights: tuple[float, ...] | None
     dark_background: bool
     history: tuple[EpochRecord, ...] = ()
     epoch_seconds: float = 0.0
@@ -58,7 +62,13 @@ class RunMetadata:
 
     def create_task(self) -> Task:
         """Create the task that the run was trained on."""
-        return create_task(self.config, len(self.class_names), self.preprocess)
+        return create_task(
+            self.config,
+            len(self.class_names),
+            self.preprocess,
+            steps_per_epoch=self.steps_per_epoch,
+            class_weights=self.class_weights,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON, including the version of the format."""
@@ -94,7 +104,9 @@ class RunMetadata:
                 image_shape=_image_shape(values["image_shape"]),
                 class_names=tuple(_checked(name, str) for name in _checked(values["class_names"], list)),
                 data_sha256=_checked(values["data_sha256"], str),
+                steps_per_epoch=_checked(values["steps_per_epoch"], int),
                 preprocess=_preprocess(values["preprocess"], values["image_shape"][-1]),
+                class_weights=_class_weights(values["class_weights"], len(values["class_names"])),
                 dark_background=_checked(values["dark_background"], bool),
                 history=tuple(_record(record) for record in _checked(values["history"], list)),
                 epoch_seconds=_checked(values["epoch_seconds"], float),
@@ -128,6 +140,15 @@ def _preprocess(value: Any, channels: int) -> Normalize:
     if {len(mean), len(std)} not in ({1}, {channels}) or not np.isfinite([*mean, *std]).all() or min(std) <= 0:
         raise ValueError(f"{reprlib.repr(value)} is not a mean and a standard deviation for each channel")
     return Normalize(mean, std)
+
+
+def _class_weights(value: Any, num_classes: int) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    weights = tuple(_checked(number, float) for number in _checked(value, list))
+    if len(weights) != num_classes or not all(0 <= weight < math.inf for weight in weights):
+        raise ValueError(f"{reprlib.repr(value)} is not a weight for each class")
+    return weights
 
 
 def _record(value: Any) -> EpochRecord:

@@ -158,7 +158,7 @@ class Run:
             CnnJaxError: the file could not be written, or its probabilities differ from the network's.
         """
         path = Path(path)
-        module = verify.format_module(format)
+        module = verify.format_module(format, self.config.model)
         verify.check_new(path)
         try:
             images = verify.sample(data.load(self.config).test.images)

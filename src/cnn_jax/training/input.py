@@ -22,7 +22,8 @@ class Chunk(NamedTuple):
     """The batches of consecutive steps.
 
     Attributes:
-        batches: arrays ``[steps, batch, ...]``, sharded over the batch, and ``num_examples`` ``[steps]``, replicated.
+        batches: arrays ``[steps, batch, ...]``, sharded over the batch, and ``num_examples`` and ``epoch`` ``[steps]``,
+            replicated.
             All chunks of a source have the same shapes, so that one compiled program serves all of them.
         num_steps: int32 scalar, number of steps to take; the remaining batches are undefined.
     """
@@ -31,7 +32,7 @@ class Chunk(NamedTuple):
     num_steps: jax.Array
 
 
-CHUNK_SPECS = Chunk(Batch(BATCHES, BATCHES, BATCHES, REPLICATED), REPLICATED)
+CHUNK_SPECS = Chunk(Batch(BATCHES, BATCHES, BATCHES, REPLICATED, REPLICATED), REPLICATED)
 """The partition specs of a chunk."""
 
 
@@ -97,12 +98,13 @@ class ArraySource:
             np.zeros((self.chunk_steps, batch), np.int32),
             mask,
             replicate(num_examples, self._mesh),
+            replicate(np.full(self.chunk_steps, epoch, np.int32), self._mesh),
         )
         # Ten times as fast as indexing, which also makes a copy.
         np.take(images, chosen, axis=0, out=arrays.images[: len(steps)], mode="clip")
         arrays.labels[: len(steps)] = labels[chosen]
         batches = shard_batches(arrays[:3], self._mesh)
-        return Chunk(Batch(*batches, arrays.num_examples), replicate(np.int32(len(steps)), self._mesh))
+        return Chunk(Batch(*batches, *arrays[3:]), replicate(np.int32(len(steps)), self._mesh))
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:

@@ -1,5 +1,6 @@
 """The lesson's training loop, with the steps of an epoch in chunks."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from jax.sharding import Mesh
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
 from cnn_jax.data.statistics import mean_and_std
-from cnn_jax.errors import CnnJaxError
+from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.models import create_model
+from cnn_jax.training.augment import Augment
 from cnn_jax.training.evaluation import Score, predict_logits, score
 from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.input import CHUNK_SPECS, MAX_CHUNK_STEPS, ArraySource, Chunk
-from cnn_jax.training.metrics import NO_STEP, Metrics
-from cnn_jax.training.optimizer import Adam
+from cnn_jax.training.metrics import NO_STEP, CrossEntropy, Metrics, balanced_class_weights
+from cnn_jax.training.optimizer import Optimizer, Schedule, num_steps
 from cnn_jax.training.sharding import AXIS, REPLICATED, data_parallel, make_mesh, replicate
 from cnn_jax.training.state import TrainState
 from cnn_jax.training.step import train_step
@@ -72,18 +74,82 @@ def abstract_state(task: Task, image_shape: tuple[int, int, int]) -> TrainState:
     return jax.eval_shape(partial(task.init, image_shape=image_shape), jax.random.key(0))
 
 
-def create_task(config: Config, num_classes: int, preprocess: Normalize = SCALE) -> Task:
+def create_task(
+    config: Config,
+    num_classes: int,
+    preprocess: Normalize = SCALE,
+    *,
+    steps_per_epoch: int = 1,
+    class_weights: tuple[float, ...] | None = None,
+) -> Task:
     """Create the task that a config describes.
 
     Args:
         config: the settings.
         num_classes: number of logits.
         preprocess: the result of ``create_preprocess``.
+        steps_per_epoch: number of batches in an epoch, which schedules in epochs depend on.
+        class_weights: the weights of the classes, if ``config.class_weights`` is not ``"none"``.
 
     Raises:
-        UsageError: unknown model.
+        UsageError: unknown model or model option, or settings that contradict each other.
     """
-    return Task(create_model(config.model, num_classes), Adam(config.learning_rate), preprocess=preprocess)
+    frozen = config.freeze == "backbone"
+    model = create_model(
+        config.model,
+        num_classes,
+        depth=config.model_depth,
+        width=config.model_width,
+        dropout=config.model_dropout,
+        freeze_backbone=frozen,
+    )
+    schedule = Schedule(
+        config.learning_rate,
+        config.schedule,
+        updates=config.epochs * steps_per_epoch // config.accumulate,
+        warmup=num_steps(config.warmup, steps_per_epoch) // config.accumulate,
+    )
+    optimizer = Optimizer(
+        config.learning_rate if schedule.is_constant else schedule,
+        config.optimizer,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        clip_norm=config.clip_norm,
+        accumulate=config.accumulate,
+        backbone_rate=0.0 if frozen else config.backbone_rate,
+        head=model.HEAD,
+    )
+    return Task(
+        model,
+        optimizer,
+        loss=CrossEntropy(config.label_smoothing, class_weights),
+        preprocess=preprocess,
+        augment=Augment(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Augment)}),
+        tta=config.tta,
+        average_decay=config.average_decay or None,
+    )
+
+
+def create_task_for(config: Config, dataset: Dataset, preprocess: Normalize | None = None) -> Task:
+    """Create the task that a config describes for a dataset.
+
+    Args:
+        config: the settings.
+        dataset: its training split determines the number of steps, the weights of the classes, and the preprocessing.
+        preprocess: the conversion of images to the network's input instead, such as that of pretrained weights.
+
+    Raises:
+        UsageError: as in ``create_task``.
+    """
+    num_classes = len(dataset.class_names)
+    balanced = config.class_weights == "balanced"
+    return create_task(
+        config,
+        num_classes,
+        preprocess or create_preprocess(config, dataset),
+        steps_per_epoch=-(-len(dataset.train) // min(config.batch_size, len(dataset.train))),
+        class_weights=balanced_class_weights(dataset.train.labels, num_classes) if balanced else None,
+    )
 
 
 def create_preprocess(config: Config, dataset: Dataset) -> Normalize:
@@ -146,7 +212,8 @@ class Trainer:
         abstract_state: the shapes and dtypes of the state.
 
     Raises:
-        UsageError: unknown model, or images too small for it.
+        UsageError: unknown model, images too small for it or for the augmentation, settings that contradict each other,
+            or batch normalization with batches of one example.
     """
 
     def __init__(
@@ -160,7 +227,8 @@ class Trainer:
         self._config = config
         self._dataset = dataset
         self.mesh = make_mesh(devices)
-        self.task = task or create_task(config, len(dataset.class_names), create_preprocess(config, dataset))
+        self.task = task or create_task_for(config, dataset)
+        self.task.augment.check(dataset.image_shape)
         self._batch_size = min(config.batch_size, len(dataset.train))  # the rest would be padding
         self._source = ArraySource(
             dataset.train,
@@ -176,6 +244,11 @@ class Trainer:
         # The key itself initializes the parameters.
         self._step_key = replicate(jax.random.fold_in(self._key, 1), self.mesh)
         self.abstract_state = abstract_state(self.task, dataset.image_shape)
+        if self._batch_size == 1 and self.abstract_state.model_state and config.freeze == "none":
+            raise UsageError(
+                f"the batch normalization of {config.model} needs batches of at least 2 examples: set a larger "
+                "--batch-size"
+            )
 
     def start(self) -> Progress:
         """The progress at step 0, with parameters determined by the config's seed."""

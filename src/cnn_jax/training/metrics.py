@@ -1,7 +1,10 @@
 """Loss and accuracy, accumulated over steps on the device."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -9,9 +12,44 @@ NO_STEP = 2**31 - 1
 """Value of ``Metrics.first_nonfinite_step`` if all steps are finite."""
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy of each example: logits float32 ``[B, classes]`` and labels int32 ``[B]`` to float32 ``[B]``."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The loss of each example. By default it is the cross-entropy.
+
+    Attributes:
+        label_smoothing: the part of the target probability that is spread over all classes (Szegedy et al.,
+            https://arxiv.org/abs/1512.00567), as in ``torch.nn.CrossEntropyLoss``.
+        class_weights: factor of the loss of the examples of each class, or None.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """Logits float32 ``[B, classes]`` and labels int32 ``[B]`` to losses float32 ``[B]``."""
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        if self.label_smoothing:
+            # Minus the mean log probability, which is the cross-entropy of the uniform distribution.
+            uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
+            losses = (1 - self.label_smoothing) * losses + self.label_smoothing * uniform
+        if self.class_weights is not None:
+            losses = losses * jnp.asarray(self.class_weights, losses.dtype)[labels]
+        return losses
+
+
+def balanced_class_weights(labels: np.ndarray, num_classes: int) -> tuple[float, ...]:
+    """Weights that give every class the same sum, with a mean of 1 over the examples, as scikit-learn's ``"balanced"``.
+
+    Args:
+        labels: int ``[N]``.
+        num_classes: number of classes.
+
+    Returns:
+        A weight per class; 0 for classes without an example.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    weights = len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)) * (counts > 0)
+    return tuple(weights.tolist())
 
 
 def num_correct(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> jax.Array:

@@ -1,34 +1,153 @@
-"""Hashable optimizers: those with equal settings are equal and share compiled programs."""
+"""Optimizers and learning rate schedules, as hashable descriptions that are static to ``jax.jit``."""
 
 import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
-
-class Optimizer(Protocol):
-    """A hashable description of an optimizer."""
-
-    def transformation(self) -> optax.GradientTransformation:
-        """Create the optax optimizer."""
+from cnn_jax.errors import UsageError
+from cnn_jax.training.state import Params
 
 
 @dataclass(frozen=True)
-class Adam:
-    """Adam (Kingma & Ba, https://arxiv.org/abs/1412.6980); other settings have the defaults of optax and PyTorch.
+class Schedule:
+    """A learning rate that depends on the number of updates.
 
     Attributes:
-        learning_rate: constant, so that a run can be resumed for more epochs.
+        peak: the highest learning rate.
+        kind: how it goes on after the warm-up: ``"constant"``, or ``"linear"``, ``"cosine"`` or ``"one-cycle"`` down to
+            zero after ``updates``. In ``"one-cycle"`` (Smith & Topin, https://arxiv.org/abs/1708.07120) the warm-up
+            starts at ``peak / 25``, follows a cosine too, and by default is 30 % of the updates, as in PyTorch.
+        updates: the number of updates in the run; not used by ``"constant"``.
+        warmup: the number of updates in which the rate rises linearly from zero.
+
+    Raises:
+        UsageError: the warm-up is as long as the run.
     """
 
-    learning_rate: float
+    peak: float
+    kind: Literal["constant", "linear", "cosine", "one-cycle"] = "constant"
+    updates: int = 0
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind != "constant" and self.warmup >= self.updates:
+            raise UsageError(
+                f"the warm-up takes {self.warmup} updates, and the whole run {self.updates}: set a shorter --warmup or "
+                "more --epochs"
+            )
+
+    def __call__(self, count: jax.Array) -> jax.Array:
+        """The learning rate after ``count`` updates, a float32 scalar."""
+        decay = self.updates - self.warmup
+        if self.kind == "one-cycle":
+            fraction = self.warmup / self.updates or 0.3
+            return optax.cosine_onecycle_schedule(self.updates, self.peak, fraction)(count)
+        after = {
+            "constant": optax.constant_schedule(self.peak),
+            "linear": optax.linear_schedule(self.peak, 0.0, decay),
+            "cosine": optax.cosine_decay_schedule(self.peak, max(1, decay)),
+        }[self.kind]
+        if not self.warmup:
+            return after(count)
+        return optax.join_schedules([optax.linear_schedule(0.0, self.peak, self.warmup), after], [self.warmup])(count)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the learning rate is the same for all updates."""
+        return self.kind == "constant" and self.warmup == 0
+
+
+def num_steps(duration: str, steps_per_epoch: int) -> int:
+    """Convert a duration such as ``"0.5 epochs"`` or ``"300 steps"`` to steps, rounded to the nearest integer."""
+    number, unit = re.fullmatch(r"([0-9.]+) ?(epoch|step)s?", duration).groups()
+    return round(float(number) * (steps_per_epoch if unit == "epoch" else 1))
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Turns gradients into updates of the parameters. By default it is Adam, with the defaults of optax and PyTorch.
+
+    Attributes:
+        learning_rate: constant, or a schedule.
+        name: ``"adam"`` (Kingma & Ba, https://arxiv.org/abs/1412.6980), ``"adamw"`` (Loshchilov & Hutter,
+            https://arxiv.org/abs/1711.05101), ``"sgd"`` with Nesterov momentum as in PyTorch, or ``"muon"`` (Jordan et
+            al., https://kellerjordan.github.io/posts/muon/) for kernels except the head's, with Adam for the rest.
+        weight_decay: after multiplication by the learning rate, the fraction of every kernel that is subtracted in each
+            update. Biases and the parameters of normalization do not decay.
+        momentum: the momentum of ``"sgd"`` and ``"muon"``.
+        clip_norm: the largest norm of the gradient, or None.
+        accumulate: the number of steps whose gradients are averaged for one update.
+        backbone_rate: factor of the learning rate of all layers but the head; 0 freezes them.
+        head: the name of the last layer.
+
+    Raises:
+        UsageError: weight decay with ``"adam"``.
+    """
+
+    learning_rate: float | Schedule
+    name: Literal["adam", "adamw", "sgd", "muon"] = "adam"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    clip_norm: float | None = None
+    accumulate: int = 1
+    backbone_rate: float = 1.0
+    head: str = "out"
+
+    def __post_init__(self) -> None:
+        if self.name == "adam" and self.weight_decay:
+            raise UsageError("adam has no weight decay: use --optimizer adamw")
 
     def transformation(self) -> optax.GradientTransformation:
-        """Create ``optax.adam`` with ``scale_by_adam`` of this module."""
-        return optax.chain(scale_by_adam(), optax.scale_by_learning_rate(self.learning_rate))
+        """Create the optax optimizer; parts that do nothing are left out."""
+        parts = [self._scale()]
+        if self.clip_norm is not None:
+            parts.insert(0, optax.clip_by_global_norm(self.clip_norm))
+        if self.weight_decay:
+            parts.append(optax.add_decayed_weights(self.weight_decay, mask=_is_kernel))
+        if self.backbone_rate != 1:
+            parts.append(optax.masked(optax.scale(self.backbone_rate), self._is_backbone))
+        chain = optax.chain(*parts, optax.scale_by_learning_rate(self.learning_rate))
+        return optax.MultiSteps(chain, self.accumulate).gradient_transformation() if self.accumulate > 1 else chain
+
+    def _scale(self) -> optax.GradientTransformation:
+        match self.name:
+            case "sgd":
+                return optax.trace(self.momentum, nesterov=True)
+            case "muon":
+                # It multiplies by minus its learning rate. With this RMS, the rates that suit Adam suit Muon too.
+                return optax.contrib.muon(
+                    -1.0, beta=self.momentum, muon_weight_dimension_numbers=self._matrices, consistent_rms=0.2
+                )
+        return scale_by_adam()
+
+    def _is_backbone(self, params: Params) -> Any:
+        return _map_with_layer(lambda layer, leaf: layer != self.head, params)
+
+    def _matrices(self, params: Params) -> Any:
+        """How Muon sees kernels as matrices: the last axis is the output, all others the input. None for the rest."""
+        return _map_with_layer(
+            lambda layer, leaf: (
+                None
+                if leaf.ndim < 2 or layer == self.head
+                else optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+            ),
+            params,
+        )
+
+
+def _map_with_layer(function: Callable[[str, jax.Array], Any], params: Params) -> Any:
+    return jax.tree.map_with_path(lambda path, leaf: function(path[0].key, leaf), params)
+
+
+def _is_kernel(params: Params) -> Any:
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:

@@ -22,17 +22,19 @@ class Batch(NamedTuple):
         labels: int32 ``[B]``.
         mask: bool ``[B]``, False for padding.
         num_examples: int32 scalar, number of examples in the whole batch, excluding padding.
+        epoch: int32 scalar, counted from 0.
     """
 
     images: jax.Array
     labels: jax.Array
     mask: jax.Array
     num_examples: jax.Array
+    epoch: jax.Array
 
     @classmethod
     def of(cls, images: jax.Array, labels: jax.Array) -> "Batch":
-        """Create a batch without padding."""
-        return cls(images, labels, jnp.ones(len(labels), bool), jnp.int32(len(labels)))
+        """Create a batch of epoch 0 without padding."""
+        return cls(images, labels, jnp.ones(len(labels), bool), jnp.int32(len(labels)), jnp.int32(0))
 
 
 def loss_fn(
@@ -50,12 +52,18 @@ def loss_fn(
 
     Returns:
         The loss, a float32 scalar, and as auxiliary data the logits ``[B, classes]`` and the updated collections. The
-        losses of a batch's parts add up to the loss of the whole batch.
+        losses of a batch's parts add up to the loss of the whole batch. The loss of a mixture of two examples is the
+        mixture of its losses for both labels.
     """
     size = len(batch.labels)
     context = BatchContext(device_index(axis_name) * size + jnp.arange(size), batch.mask, axis_name)
-    logits, model_state = task.train_logits(params, model_state, batch.images, context, key)
-    loss = jnp.sum(task.loss(logits, batch.labels), where=batch.mask) / batch.num_examples.astype(jnp.float32)
+    augment_key, dropout_key = jax.random.split(key)
+    mixed = task.augment(batch.images, batch.labels, context.keys(augment_key), batch.epoch)
+    logits, model_state = task.train_logits(params, model_state, mixed.images, context, dropout_key)
+    losses = task.loss(logits, batch.labels)
+    if task.augment.mixes:
+        losses = mixed.weight * losses + (1 - mixed.weight) * task.loss(logits, mixed.other_labels)
+    loss = jnp.sum(losses, where=batch.mask) / batch.num_examples.astype(jnp.float32)
     return loss, (logits, model_state)
 
 
@@ -84,7 +92,10 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     averaged_params = state.averaged_params
     if averaged_params is not None:
-        averaged_params = optax.incremental_update(params, averaged_params, 1 - task.average_decay)
+        # A smaller decay at first, as in TensorFlow, so that the initial parameters are soon forgotten.
+        count = state.step.astype(jnp.float32)
+        decay = jnp.minimum(task.average_decay, (1 + count) / (10 + count))
+        averaged_params = optax.incremental_update(params, averaged_params, 1 - decay)
     new_state = TrainState(state.step + 1, params, model_state, opt_state, averaged_params)
     # A gradient that is not finite makes the parameters not finite.
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(params))

@@ -1,6 +1,5 @@
 """What does not change during training: model, optimizer, loss and preprocessing."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -8,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.models.layers import BatchContext
-from cnn_jax.training.metrics import cross_entropy
+from cnn_jax.training.augment import Augment, TestTimeAugmentation, views
+from cnn_jax.training.metrics import CrossEntropy
 from cnn_jax.training.optimizer import Optimizer
 from cnn_jax.training.state import Params, TrainState, Variables
 
@@ -50,16 +50,17 @@ class Task:
         optimizer: turns gradients into updates of the parameters.
         loss: maps logits ``[B, classes]`` and labels ``[B]`` to the loss of each example ``[B]``.
         preprocess: maps uint8 images to the model's input, in training and inference.
-        augment: maps uint8 images ``[B, H, W, C]`` and random keys ``[B]``, one per image, to uint8 images of the same
-            shape, in training only.
+        augment: changes the training images at random.
+        tta: the views of each image whose logits are averaged in inference.
         average_decay: decay of the exponential moving average of the parameters, or None for no average.
     """
 
     model: nn.Module
     optimizer: Optimizer
-    loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy
+    loss: CrossEntropy = CrossEntropy()  # noqa: RUF009 (frozen)
     preprocess: Normalize = SCALE
-    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    augment: Augment = Augment()  # noqa: RUF009 (frozen)
+    tta: TestTimeAugmentation = "none"
     average_decay: float | None = None
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> TrainState:
@@ -84,7 +85,11 @@ class Task:
 
     def logits(self, variables: Variables, images: jax.Array) -> jax.Array:
         """Inference: map uint8 images ``[B, H, W, C]`` to logits ``[B, classes]``."""
-        return self.model.apply(variables, self.preprocess(images))
+        if self.tta == "none":
+            return self.model.apply(variables, self.preprocess(images))
+        stacked, weights = views(images, self.tta)
+        logits = self.model.apply(variables, self.preprocess(stacked.reshape(-1, *images.shape[1:])))
+        return jnp.tensordot(jnp.asarray(weights), logits.reshape(len(weights), -1, logits.shape[-1]), axes=1)
 
     def train_logits(
         self, params: Params, model_state: Variables, images: jax.Array, context: BatchContext, key: jax.Array
@@ -94,20 +99,17 @@ class Task:
         Args:
             params: the model's parameters.
             model_state: the model's other collections.
-            images: uint8 ``[B, H, W, C]``.
+            images: uint8 ``[B, H, W, C]``, augmented.
             context: the position of the images in the whole batch, and their mask.
-            key: determines augmentation and dropout, together with the positions of the images in the batch.
+            key: determines dropout, together with the positions of the images in the batch.
 
         Returns:
             The logits ``[B, classes]``, and the updated collections.
         """
-        augment_key, dropout_key = jax.random.split(key)
-        if self.augment is not None:
-            images = self.augment(images, context.keys(augment_key))
         return self.model.apply(
             {"params": params, **model_state},
             self.preprocess(images),
             context,
             mutable=list(model_state),
-            rngs={"dropout": dropout_key},
+            rngs={"dropout": key},
         )

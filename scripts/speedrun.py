@@ -1,0 +1,139 @@
+"""Train a recipe with several seeds: how accurate it is, and how long it takes.
+
+    python scripts/speedrun.py --config cpu --target 0.93 --seeds 5 --pytorch
+
+The rules:
+
+- The recipe is a preset or a config file. Every seed trains all of its epochs, and determines the initial weights, the
+  order of the images and their augmentation. No run is left out.
+- The clock runs from the first step of an epoch to the end of its last one, and includes choosing, copying and
+  augmenting the batches. It is stopped while programs are compiled, which is reported beside it, while the data is read
+  from disk, and while the network is evaluated.
+- The accuracy is that of the last epoch on the test images, with the recipe's test-time augmentation. The target is
+  reached if the mean over the seeds reaches it.
+
+With ``--pytorch``, the same network and recipe (``scripts/pytorch_recipe.py``) are trained in PyTorch too: the first
+seed, then the same seed in cnn_jax, and so on, so that changes of the machine's speed affect both.
+
+The output is a Markdown table with means and standard deviations.
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmark import machine, timed
+
+from cnn_jax import cli
+from cnn_jax.config import Config
+from cnn_jax.data import Dataset, load
+
+
+class Result(NamedTuple):
+    """The outcome of one seed.
+
+    Attributes:
+        accuracy: fraction of the test images correctly classified.
+        train_seconds: the clock.
+        compile_seconds: time to compile, or to warm up.
+    """
+
+    accuracy: float
+    train_seconds: float
+    compile_seconds: float
+
+
+def train_in_cnn_jax(config: Config, dataset: Dataset) -> Result:
+    """Train a recipe with the training loop of the command."""
+    from cnn_jax.training.loop import Trainer
+
+    trainer = Trainer(config, dataset)
+    compile_seconds = trainer.compile()
+    records = [record for record, _ in trainer.epochs(trainer.start())]
+    return Result(records[-1].test_accuracy, sum(record.seconds for record in records), compile_seconds)
+
+
+def train_in_pytorch(config: Config, dataset: Dataset) -> Result:
+    """Train the same recipe in PyTorch."""
+    import pytorch_recipe
+
+    recipe = pytorch_recipe.Recipe(config, dataset)
+    warm_up_seconds = timed(recipe.warm_up)
+    train_seconds = sum(recipe.train_epoch(epoch) for epoch in range(config.epochs))
+    return Result(recipe.test_accuracy(), train_seconds, warm_up_seconds)
+
+
+def main() -> None:
+    """Train all seeds and print the table."""
+    flags = parse_arguments()
+    cli.use_every_processor()
+    config = Config.from_yaml(flags.config)
+    changes = {"data_dir": flags.data_dir, "dataset": flags.dataset, "epochs": flags.epochs}
+    config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+    dataset = load(config)
+    contenders: dict[str, Callable[[Config, Dataset], Result]] = {"cnn_jax": train_in_cnn_jax}
+    if flags.pytorch:
+        contenders["PyTorch"] = train_in_pytorch
+    results: dict[str, list[Result]] = {name: [] for name in contenders}
+    for seed in range(flags.first_seed, flags.first_seed + flags.seeds):
+        for name, train in contenders.items():
+            result = train(dataclasses.replace(config, seed=seed), dataset)
+            results[name].append(result)
+            print(
+                f"seed: {seed} {name}: accuracy: {result.accuracy:.4f} seconds: {result.train_seconds:.1f}",
+                file=sys.stderr,
+                flush=True,
+            )
+    summary = {
+        "config": flags.config,
+        "data": dataset.name,
+        "target": flags.target,
+        **machine(packages=("jax", "jaxlib", "flax", "optax", *(["torch"] if flags.pytorch else []))),
+        "results": {name: [result._asdict() for result in list_] for name, list_ in results.items()},
+    }
+    print_table(summary, results)
+    if flags.json:
+        flags.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Train a recipe with several seeds; print its accuracy and time.")
+    parser.add_argument("--config", default="cpu", help="preset or YAML file (default: %(default)s)")
+    parser.add_argument("--target", type=float, help="the mean accuracy to reach")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first one (default: %(default)s)")
+    parser.add_argument("--pytorch", action="store_true", help="also train the recipe in PyTorch")
+    parser.add_argument("--dataset", help="another dataset than the recipe's")
+    parser.add_argument("--epochs", type=int, help="another number of epochs than the recipe's")
+    parser.add_argument("--data-dir", help="directory of the dataset (default: $CNN_JAX_DATA_DIR)")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
+    return parser.parse_args()
+
+
+def print_table(summary: dict, results: dict[str, list[Result]]) -> None:
+    """Print the results as a Markdown table."""
+    target = summary["target"]
+    print(f"{summary['config']} on {summary['data']}; {summary['processors']} processors, {summary['device']}\n")
+    print("| | seeds | accuracy | seconds | compile, s |" + (f" {target:g} reached |" if target else ""))
+    print("| --- | --- | --- | --- | --- |" + (" --- |" if target else ""))
+    for name, rows in results.items():
+        accuracies, seconds, compiling = zip(*rows, strict=True)
+        reached = "yes" if target and statistics.mean(accuracies) >= target else "no"
+        cells = [name, str(len(rows)), spread(accuracies, 4), spread(seconds, 1), f"{statistics.mean(compiling):.1f}"]
+        print(f"| {' | '.join([*cells, reached] if target else cells)} |")
+
+
+def spread(values: tuple[float, ...], digits: int) -> str:
+    """The mean and, of several values, the standard deviation."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+if __name__ == "__main__":
+    main()

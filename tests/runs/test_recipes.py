@@ -1,0 +1,144 @@
+"""Runs with other settings than the lesson's: what is stored, resumed, refused, and stopped early."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from helpers import CONFIG, assert_same_state, stop_at
+
+from cnn_jax.data import Dataset, Split
+from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.runs.checkpoint import newest_metadata
+from cnn_jax.runs.fit import StoppedError, fit, ran_out_of_patience
+from cnn_jax.runs.metadata import RunMetadata
+from cnn_jax.runs.run import load_run
+from cnn_jax.runs.workdir import Workdir
+from cnn_jax.training.history import EpochRecord
+
+RECIPE = dataclasses.replace(
+    CONFIG,
+    model="small",
+    model_width=2,
+    optimizer="muon",
+    schedule="linear",
+    warmup="3 steps",
+    weight_decay=0.01,
+    clip_norm=1.0,
+    accumulate=2,
+    average_decay=0.9,
+    flip="alternating",
+    shift=1,
+    random_erasing=0.5,
+    mixup=0.2,
+    label_smoothing=0.1,
+    class_weights="balanced",
+    tta="flip",
+)
+"""A bit of everything."""
+
+
+@pytest.fixture(scope="module")
+def trained(train, tmp_path_factory):
+    return train(RECIPE, tmp_path_factory.mktemp("recipe") / "run")
+
+
+def test_a_stopped_run_resumes_bitwise_equal(trained, train, continue_run, tmp_path):
+    with pytest.raises(StoppedError):
+        train(RECIPE, tmp_path / "run", stop_requested=stop_at(4))
+    resumed = continue_run(RECIPE, tmp_path / "run")
+    assert_same_state(jax.device_get(resumed.state), jax.device_get(trained.state))
+
+
+def test_a_loaded_run_has_the_same_task(trained):
+    loaded = load_run(trained.workdir)
+    assert loaded.task == trained.task
+    assert loaded.task.optimizer.learning_rate.updates == 4 * 5 // 2
+    assert loaded.task.optimizer.learning_rate.warmup == 1
+
+
+def test_test_time_augmentation_averages_the_mirror_image(trained, dataset):
+    images = dataset.test.images[:3]
+    plain = dataclasses.replace(trained.task, tta="none")
+    logits, mirrored = (plain.logits(trained.state.variables, part) for part in (images, images[:, :, ::-1]))
+    expected = jax.nn.softmax((logits + mirrored) / 2)
+    np.testing.assert_allclose(load_run(trained.workdir).predict(images), expected, rtol=1e-4, atol=1e-6)
+    assert np.abs(logits - mirrored).max() > 1e-3
+
+
+def test_epochs_cannot_change_with_a_schedule(trained, continue_run):
+    with pytest.raises(UsageError, match="epochs was 4 and is now 6"):
+        continue_run(dataclasses.replace(RECIPE, epochs=6), trained.workdir)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, -1.0], [1.0, 1.0, float("inf")], ["1", 1.0, 1.0], 3.0])
+def test_class_weights_in_a_checkpoint_are_checked(trained, weights, tmp_path):
+    values = newest_metadata(Workdir(trained.workdir).checkpoints)
+    assert len(values["class_weights"]) == 3
+    RunMetadata.from_json(values, tmp_path)
+    with pytest.raises(CnnJaxError, match="not written by this package"):
+        RunMetadata.from_json(values | {"class_weights": weights}, tmp_path)
+
+
+def record(accuracy):
+    return EpochRecord(0, 0, 0, 0.0, 0.0, None, None, 0.0, 0.0, validation_loss=0.0, validation_accuracy=accuracy)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "stops"),
+    [([], False), ([0.5], False), ([0.5, 0.4], False), ([0.5, 0.4, 0.5], True), ([0.5, 0.4, 0.6, 0.5], False)],
+)
+def test_patience(accuracies, stops):
+    config = dataclasses.replace(CONFIG, patience=2)
+    history = [record(accuracy) for accuracy in accuracies]
+    assert ran_out_of_patience(config, history) is stops
+    assert not ran_out_of_patience(CONFIG, history)
+
+
+def test_training_stops_out_of_patience(train, continue_run, tmp_path):
+    """With a learning rate that changes nothing, so that no epoch is better than the first."""
+    config = dataclasses.replace(CONFIG, learning_rate=1e-12, patience=2, validation_fraction=0.3, epochs=9)
+    assert len(train(config, tmp_path / "run").history) == 3
+    assert len(continue_run(config, tmp_path / "run").history) == 3
+    assert len(continue_run(dataclasses.replace(config, patience=3), tmp_path / "run").history) == 4
+
+
+def test_patience_needs_a_validation_set(train, tmp_path):
+    with pytest.raises(UsageError, match="--patience needs a validation set"):
+        train(dataclasses.replace(CONFIG, patience=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_without_training_images_is_an_error(dataset, tmp_path):
+    others = dataset.train.labels != 1
+    train = Split(dataset.train.images[others], dataset.train.labels[others])
+    with pytest.raises(UsageError, match="class middle of squares has no training images"):
+        fit(CONFIG, tmp_path / "run", dataset=Dataset("squares", train, dataset.test, dataset.class_names))
+
+
+def test_batch_normalization_needs_two_examples(train, tmp_path):
+    with pytest.raises(UsageError, match="needs batches of at least 2 examples: set a larger --batch-size"):
+        train(dataclasses.replace(CONFIG, model="small", batch_size=1), tmp_path / "run")
+
+
+def test_a_shift_larger_than_the_images_is_an_error(train, tmp_path):
+    with pytest.raises(UsageError, match="cannot shift images of 16x16 pixels by 16"):
+        train(dataclasses.replace(CONFIG, shift=16), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_frozen_backbone_does_not_change(train, tmp_path):
+    config = dataclasses.replace(CONFIG, model="small", optimizer="adamw", weight_decay=0.1, freeze="backbone")
+    run = train(config, tmp_path / "run")
+    first = load_run(train(dataclasses.replace(config, learning_rate=1e-12), tmp_path / "start").workdir).state
+    assert not np.allclose(run.state.params["out"]["kernel"], first.params["out"]["kernel"])
+    for state in (run.state, first):
+        del state.params["out"]
+    assert_same_state(run.state.params, first.params)
+    assert_same_state(run.state.model_state, first.model_state)
+
+
+def test_settings_that_contradict_each_other_are_refused_before_the_data_is_read(tmp_path):
+    config = dataclasses.replace(CONFIG, dataset="folder:/missing", weight_decay=0.1)
+    with pytest.raises(UsageError, match="adam has no weight decay"):
+        fit(config, tmp_path / "run")
