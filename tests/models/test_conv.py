@@ -27,6 +27,7 @@ SHAPES = [
     ((3, 5), (3, 3), 1, 1, 1),
     ((6, 7), (3, 3), 2, 50, 3),
     ((7, 6), (3, 3), 3, 130, 2),
+    ((7, 8), (3, 3), 40, 40, 2),
 ]
 EVERY_SHAPE = pytest.mark.parametrize(("size", "kernel", "channels", "features", "batch"), SHAPES)
 EVERY_PADDING = pytest.mark.parametrize("padding", ["VALID", "SAME", ((1, 1), (0, 2))])
@@ -311,12 +312,25 @@ def test_on_cpu_no_gradient_of_the_images_is_computed():
     assert step.lower(*arguments).as_text().count("stablehlo.while") == 3
 
 
-@pytest.mark.parametrize(("features", "rows"), [(16, 4 * 16), (128, 128)])
+@pytest.mark.parametrize(("features", "rows"), [(16, 4 * 16), (256, 256)])
 def test_a_wide_kernel_is_not_repeated_in_the_band_matrix(features, rows):
-    x, conv = jnp.ones((2, 8, 8, 16)), Conv(features, (3, 3), "SAME")
+    x, conv = jnp.ones((2, 8, 8, 16)), Conv(features, (5, 5), "SAME")
     params = conv.init(jax.random.key(0), x)
-    places = 16 * (16 if rows == 4 * features else 9)  # four outputs look at 4x4 places of a tile, one looks at 3x3
+    places = 16 * (36 if rows == 4 * features else 25)  # four outputs look at 6x6 places of a tile, one looks at 5x5
     assert f"f32[{rows},{places}]" in str(jax.make_jaxpr(conv.apply)(params, x))
+
+
+@pytest.mark.parametrize(
+    ("channels", "features", "is_used"), [(1, 16, False), (8, 16, False), (64, 64, True), (512, 512, True)]
+)
+def test_winograds_algorithm_is_for_many_channels(channels, features, is_used):
+    """It transforms a kernel to 4x4 matrices, and the band matrix holds it once for every output."""
+    x = jax.ShapeDtypeStruct((2, 8, 8, channels), np.float32)
+    conv = Conv(features, (3, 3), "SAME")
+    params = jax.eval_shape(conv.init, jax.random.key(0), x)
+    for dtype, expected in ((jnp.float32, is_used), (jnp.bfloat16, False)):
+        program = str(jax.make_jaxpr(conv.clone(dtype=dtype).apply)(params, x))
+        assert (f"f32[4,4,{features},{channels}]" in program) is expected
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

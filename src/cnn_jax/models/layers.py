@@ -1,7 +1,7 @@
 """Layers with PyTorch's initialization and statistics, and what they need to know about the batch."""
 
+import functools
 import math
-from collections.abc import Sequence
 
 import flax.linen as nn
 import flax.struct
@@ -29,24 +29,21 @@ class BatchContext:
         """The number of real examples in the whole batch, as float32."""
         return self._sum_over_devices(self.mask.astype(jnp.float32).sum())
 
-    def mean(self, x: jax.Array, axes: Sequence[int] = ()) -> jax.Array:
-        """The mean of ``x`` over all real examples of the whole batch, in float32, or float64 if ``x`` is.
+    def mean(self, x: jax.Array) -> jax.Array:
+        """The mean of ``x`` over all real examples of the whole batch, in float32 or, if ``x`` is, float64.
 
         A device's part of the batch may be all padding, so sums and counts are added up over the devices, not means.
         The result is NaN if the whole batch is padding.
 
         Args:
             x: ``[N, ...]``; whatever it holds for padding does not count.
-            axes: further axes of ``x`` to average over, counted from 1.
 
         Returns:
-            ``x`` without its first axis and without ``axes``.
+            ``x`` without its first axis.
         """
-        # Summing each example first is more precise than one long sum, and needs the mask only for what is left.
-        sums = x.astype(accumulator_dtype(x.dtype)).sum(tuple(axes))
-        mask = self.mask.reshape(-1, *[1] * (sums.ndim - 1))
-        total = self._sum_over_devices(jnp.where(mask, sums, 0).sum(0))
-        return total / (self.num_examples() * math.prod(x.shape[axis] for axis in axes))
+        mask = self.mask.reshape(-1, *[1] * (x.ndim - 1))
+        total = jnp.where(mask, x.astype(accumulator_dtype(x.dtype)), 0).sum(0)
+        return self._sum_over_devices(total) / self.num_examples()
 
     def keys(self, key: jax.Array) -> jax.Array:
         """One random key per example, which does not depend on how the batch is divided among devices."""
@@ -151,28 +148,54 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features)
         running_var = self.variable("batch_stats", "var", jnp.ones, features)
 
-        dtype = accumulator_dtype(x.dtype)
+        arrays = (x, scale, bias, running_mean.value, running_var.value)
+        normalize = functools.partial(_normalize, batch=batch, epsilon=self.epsilon)
+        # On CPUs, the batch is last, as in ``Conv``: two transpositions next to each other cancel.
+        y, mean, var = jax.lax.platform_dependent(
+            *arrays, cpu=functools.partial(normalize, batch_last=True), default=normalize
+        )
+        if batch is not None and not self.is_initializing():
+            n = batch.num_examples() * math.prod(x.shape[1:-1])
+            unbiased = var * (n / jnp.maximum(n - 1, 1))
+            running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+            running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+        return y
 
-        def along_features(values: jax.Array) -> jax.Array:
-            return values.astype(dtype).reshape(*[1] * (x.ndim - 1), -1)
 
-        wide = x.astype(dtype)
-        if batch is None:
-            mean, var = running_mean.value, running_var.value
-            centered = wide - along_features(mean)
-        else:
-            axes = range(1, x.ndim - 1)
-            mean = batch.mean(wide, axes)
-            centered = wide - along_features(mean)
-            # E[x^2] - E[x]^2 would need one pass, but cancels: a mean of 1000 standard deviations leaves no digit.
-            var = batch.mean(jnp.square(centered), axes)
-            if not self.is_initializing():
-                n = batch.num_examples() * math.prod(x.shape[axis] for axis in axes)
-                unbiased = var * (n / jnp.maximum(n - 1, 1))
-                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
-        factor = scale.astype(dtype) * jax.lax.rsqrt(var.astype(dtype) + self.epsilon)
-        return (centered * along_features(factor) + along_features(bias)).astype(x.dtype)
+def _normalize(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    *,
+    batch: BatchContext | None,
+    epsilon: float,
+    batch_last: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalize ``[N, ..., C]``; return the result, and the mean and variance: those given, or in training of ``x``."""
+    dtype = accumulator_dtype(x.dtype)
+    order = (x.ndim - 1, *range(1, x.ndim - 1), 0) if batch_last else tuple(range(x.ndim))
+    examples, features, pixels = order.index(0), order.index(x.ndim - 1), tuple(range(1, x.ndim - 1))
+
+    def along_features(values: jax.Array) -> jax.Array:
+        return jnp.expand_dims(values.astype(dtype), [axis for axis in range(x.ndim) if axis != features])
+
+    def mean_of(values: jax.Array) -> jax.Array:
+        # Averaging each example first is more precise than one long sum, and needs the mask only for what is left.
+        means = values.mean(pixels)
+        return batch.mean(means.T if examples else means)
+
+    wide = x.transpose(order).astype(dtype)
+    if batch is not None:
+        mean = mean_of(wide)
+    centered = wide - along_features(mean)
+    if batch is not None:
+        # E[x^2] - E[x]^2 would need one pass, but cancels: a mean of 1000 standard deviations leaves no digit.
+        var = mean_of(jnp.square(centered))
+    factor = scale.astype(dtype) * jax.lax.rsqrt(var.astype(dtype) + epsilon)
+    y = centered * along_features(factor) + along_features(bias)
+    return y.astype(x.dtype).transpose(order), mean, var
 
 
 class Dropout(nn.Module):
