@@ -13,6 +13,7 @@ ratio of paired epochs), and the test accuracy. Without Fashion-MNIST, both trai
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import os
 import platform
@@ -169,15 +170,18 @@ def timed(function: Callable[[], None]) -> float:
 
 
 def machine() -> dict[str, object]:
-    """The hardware and software versions."""
+    """The hardware and the versions of the software that is installed."""
     import jax
+
+    def installed(package: str) -> bool:
+        return importlib.util.find_spec(package) is not None
 
     return {
         "backend": jax.default_backend(),
         "device": jax.devices()[0].device_kind,
         "processors": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        **{package: metadata.version(package) for package in ("jax", "jaxlib", "flax", "optax", "torch")},
+        **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "torch") if installed(name)},
     }
 
 

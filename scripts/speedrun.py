@@ -32,6 +32,7 @@ from benchmark import machine, timed
 from cnn_jax import cli
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, load
+from cnn_jax.errors import CnnJaxError
 
 
 class Result(NamedTuple):
@@ -93,7 +94,7 @@ def main() -> None:
         "config": flags.config,
         "data": dataset.name,
         "target": flags.target,
-        **machine(packages=("jax", "jaxlib", "flax", "optax", *(["torch"] if flags.pytorch else []))),
+        **machine(),
         "results": {name: [result._asdict() for result in list_] for name, list_ in results.items()},
     }
     print_table(summary, results)
@@ -136,4 +137,7 @@ def spread(values: tuple[float, ...], digits: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CnnJaxError as error:
+        sys.exit(f"error: {error}")

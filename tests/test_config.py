@@ -14,6 +14,7 @@ from cnn_jax.config import (
 )
 from cnn_jax.errors import UsageError
 from cnn_jax.settings import InvalidSettingError
+from cnn_jax.training.loop import create_task
 
 
 def test_round_trip_through_yaml(tmp_path):
@@ -49,6 +50,13 @@ def test_tutorial_preset():
         dataset="fashion_mnist", epochs=10, batch_size=100, learning_rate=0.01, shuffle=False, normalize=False
     )
     assert preset == expected
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.iterdir()))
+def test_presets_describe_a_task(preset):
+    """Settings that exist, do not contradict each other, and say in the first lines what they are for."""
+    assert create_task(Config.from_yaml(preset), num_classes=10, steps_per_epoch=100).model.NAME
+    assert (PRESETS / f"{preset}.yaml").read_text(encoding="utf-8").startswith("# ")
 
 
 def test_yaml_scientific_notation_without_a_dot_is_a_number(tmp_path):
@@ -122,7 +130,7 @@ def test_invalid_files_are_one_line_errors(tmp_path, text, message):
 
 
 def test_unknown_preset_suggests_the_nearest():
-    with pytest.raises(UsageError, match="did you mean 'tutorial'\\?; presets: tutorial"):
+    with pytest.raises(UsageError, match="did you mean 'tutorial'\\?; presets: best, cpu, fast, finetune, tutorial"):
         Config.from_yaml("tutorail")
 
 

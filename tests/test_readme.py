@@ -1,7 +1,6 @@
 """README.md and docs/ agree with the code: their commands and examples run, and their tables are complete."""
 
 import dataclasses
-import importlib
 import inspect
 import re
 import shlex
@@ -14,10 +13,12 @@ import pytest
 from PIL import Image
 
 from cnn_jax import cli
+from cnn_jax.__main__ import command_module
 from cnn_jax.cache import CacheFlags
 from cnn_jax.config import MAY_CHANGE, Config
 from cnn_jax.evaluate import EvaluateFlags
 from cnn_jax.export import ExportFlags
+from cnn_jax.models.__main__ import ModelsFlags
 from cnn_jax.predict import PredictFlags
 from cnn_jax.runs.run import load_run
 from cnn_jax.settings import type_and_meta
@@ -30,6 +31,7 @@ COMMANDS = {
     "evaluate": EvaluateFlags,
     "predict": PredictFlags,
     "export": ExportFlags,
+    "models": ModelsFlags,
     "cache": CacheFlags,
 }
 
@@ -93,7 +95,7 @@ def execute(command):
     """Run a command in this process, which has jax imported and programs compiled; returns its exit status."""
     python, dash_m, module, *words = shlex.split(command)
     assert (python, dash_m) == ("python", "-m"), command
-    return importlib.import_module(module).main(words)
+    return command_module(module.removeprefix("cnn_jax.")).main(words)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if set(commands(page)) - NOT_RUN.keys()])
@@ -241,6 +243,9 @@ def test_every_script_named_exists():
     assert [script for script in named if not (ROOT / script).exists()] == []
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda path: path.name)
+SCRIPTS = [path for path in sorted((ROOT / "scripts").glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_every_script_says_how_to_call_it(script):
     assert f"python scripts/{script.name}" in script.read_text(encoding="utf-8")

@@ -27,13 +27,13 @@ def _run(args: Sequence[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}{suggest(name, COMMANDS)}; commands: {', '.join(COMMANDS)}")
-    return _module(name).main(rest)
+    return command_module(name).main(rest)
 
 
 def _help() -> str:
     lines = ["usage: python -m cnn_jax COMMAND [options]", "", *inspect.cleandoc(_DESCRIPTION).splitlines(), ""]
     for name in COMMANDS:
-        _, _, description = inspect.getdoc(_module(name)).partition(": ")
+        _, _, description = inspect.getdoc(command_module(name)).partition(": ")
         lines.append(f"  {name:10}{description}")
     return "\n".join([*lines, "", "python -m cnn_jax COMMAND --help explains a command."])
 
@@ -44,7 +44,8 @@ python -m cnn_jax.COMMAND is the same. The commands:
 """
 
 
-def _module(name: str) -> ModuleType:
+def command_module(name: str) -> ModuleType:
+    """Import the module of a command, which has a function ``main``."""
     module = import_module(f"cnn_jax.{name}")
     return import_module(f"cnn_jax.{name}.__main__") if hasattr(module, "__path__") else module
 

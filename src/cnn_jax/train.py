@@ -20,7 +20,7 @@ class TrainFlags(Config):
     """
 
     config: FilePath | None = setting(
-        "a YAML file or preset (tutorial) with defaults for the other flags", default=None
+        "a YAML file or preset (tutorial, cpu, fast, best or finetune) with defaults for the other flags", default=None
     )
     workdir: FilePath | None = setting(
         "the run directory (default: runs/<dataset>-<model>-<time>)", default=None, metavar="DIR"
