@@ -5,6 +5,7 @@ import pytest
 
 from cnn_jax.config import (
     MAY_CHANGE,
+    PRESETS,
     AugmentationConfig,
     Config,
     DataConfig,
