@@ -3,6 +3,7 @@
 It follows the config that cnn_jax trains with: the same architecture and initialization, batches, optimizer, schedule,
 augmentation, loss and test-time augmentation, written as one would in PyTorch, with the data set in memory and
 ``channels_last``, which on CPUs is faster. It has what the presets for this network use; other settings are an error.
+One difference: with Muon, the other parameters are trained with Adam, where optax adds Nesterov momentum.
 """
 
 import dataclasses
@@ -41,12 +42,31 @@ USED = {
     "shift",
     "optimizer",
     "learning_rate",
+    "momentum",
     "schedule",
     "warmup",
     "weight_decay",
     "label_smoothing",
 }
 """The settings that are followed; the others must have their defaults."""
+
+KNOWN = {"model": {"small"}, "optimizer": {"adamw", "muon"}, "tta": {"none", "flip"}}
+"""The values that are followed of settings with several."""
+
+
+class Conv(nn.Module):
+    """``nn.Conv2d`` whose kernel is a matrix ``[output, input * height * width]``, as ``torch.optim.Muon`` needs it."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.kernel = nn.Parameter(convolution.weight.detach().reshape(out_channels, -1))
+        self.bias = nn.Parameter(convolution.bias.detach())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[N, C, H, W]`` to ``[N, O, H, W]``."""
+        kernel = self.kernel.reshape(len(self.bias), -1, 3, 3)
+        return F.conv2d(x, kernel.contiguous(memory_format=torch.channels_last), self.bias, padding=1)
 
 
 class SmallCNN(nn.Sequential):
@@ -56,8 +76,7 @@ class SmallCNN(nn.Sequential):
         height, width_of_image, channels = image_shape
         layers: list[nn.Module] = []
         for features in (width, 2 * width, 4 * width):
-            convolution = nn.Conv2d(channels, features, 3, padding=1)
-            layers += [convolution, nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(features)]
+            layers += [Conv(channels, features), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(features)]
             channels = features
         features = channels * (height // 8) * (width_of_image // 8)
         super().__init__(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, num_classes))
@@ -77,8 +96,7 @@ class Recipe:
             for field in dataclasses.fields(Config)
             if field.name not in USED and getattr(config, field.name) != getattr(default, field.name)
         ]
-        if config.model != "small" or config.optimizer != "adamw":
-            other += ["model" if config.model != "small" else "optimizer"]
+        other += [name for name, known in KNOWN.items() if getattr(config, name) not in known]
         if other:
             raise UsageError(f"scripts/pytorch_recipe.py does not have {other[0]} {getattr(config, other[0])!r}")
         self._config = config
@@ -128,12 +146,18 @@ class Recipe:
         return correct / len(labels)
 
     def _make_optimizer(self) -> None:
-        params = list(self._network.parameters())
-        groups = [
-            {"params": [param for param in params if param.ndim > 1], "weight_decay": self._config.weight_decay},
-            {"params": [param for param in params if param.ndim == 1], "weight_decay": 0.0},
-        ]
-        self._optimizer = torch.optim.AdamW(groups, lr=self._config.learning_rate)
+        config, params = self._config, list(self._network.parameters())
+        kernels, others = ([param for param in params if (param.ndim > 1) is kernel] for kernel in (True, False))
+        *matrices, head = kernels
+        if config.optimizer == "adamw":
+            decaying, muon = kernels, []
+        else:
+            decaying, muon = [head], matrices
+        groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self._optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups)]
+        if muon:
+            options = {"weight_decay": config.weight_decay, "momentum": config.momentum, "nesterov": True}
+            self._optimizers.append(torch.optim.Muon(muon, adjust_lr_fn="match_rms_adamw", **options))
 
     def _to_tensors(self, split: Split) -> tuple[torch.Tensor, torch.Tensor]:
         preprocess = self._task.preprocess
@@ -165,10 +189,12 @@ class Recipe:
         return images
 
     def _train_step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._rates[self._steps]
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self._rates[self._steps]
         loss = F.cross_entropy(self._network(images), labels, label_smoothing=self._config.label_smoothing)
-        self._optimizer.zero_grad()
+        self._network.zero_grad()
         loss.backward()
-        self._optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         self._steps += 1

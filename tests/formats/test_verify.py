@@ -1,7 +1,9 @@
+import dataclasses
 import subprocess
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.formats import pytorch, safetensors, stablehlo, verify
@@ -22,6 +24,16 @@ def test_what_is_written_is_verified(run, tmp_path, format):
     assert verification.num_images == 60
     assert verification.largest_difference < 2e-6
     assert [path.name for path in tmp_path.iterdir()] == ["network"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_test_time_augmentation_is_verified(run, tmp_path, format):
+    """Programs contain it, and of weights the metadata say it."""
+    run = dataclasses.replace(run, task=dataclasses.replace(run.task, tta="multicrop"))
+    assert run.export(tmp_path / "network", format).largest_difference < 2e-6
+    if format != "stablehlo":
+        with safe_open(tmp_path / "network", framework="np") as file:
+            assert file.metadata()["tta"] == "multicrop"
 
 
 def test_a_verification_reads_as_the_command_prints_it():

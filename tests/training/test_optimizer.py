@@ -136,6 +136,19 @@ def test_muon_orthogonalizes_kernels_except_the_heads():
     np.testing.assert_allclose((before - head)[:12], first * np.sign(GRADIENTS[0]["kernel"]).ravel(), rtol=1e-4)
 
 
+def test_muon_is_pytorchs():
+    """Whose iteration is in bfloat16, so the digits are few."""
+    torch = pytest.importorskip("torch")
+    kernel = torch.tensor(KERNEL.T, dtype=torch.float32, requires_grad=True)
+    options = {"lr": 0.1, "weight_decay": 0.2, "momentum": 0.8, "adjust_lr_fn": "match_rms_adamw"}
+    muon = torch.optim.Muon([kernel], **options)
+    ours = train(Optimizer(0.1, "muon", weight_decay=0.2, momentum=0.8))
+    for gradient, params in zip(GRADIENTS, ours, strict=True):
+        kernel.grad = torch.tensor(gradient["kernel"].T, dtype=torch.float32)
+        muon.step()
+        np.testing.assert_allclose(params[:12].reshape(3, 4), kernel.detach().numpy().T, atol=0.01)
+
+
 def test_muon_takes_a_convolution_for_a_matrix_of_its_output_channels():
     optimizer = Optimizer(1.0, "muon").transformation()
     params = {"conv": {"kernel": jnp.ones((3, 3, 2, 5))}}

@@ -43,9 +43,10 @@ class Network:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The model's name, and as JSON its image shape, preprocessing and class names, for formats with metadata."""
+        """What formats with metadata store besides the weights, as JSON except for names."""
         return {
             "model": self.model,
+            "tta": self.task.tta,
             "image_shape": json.dumps(self.image_shape),
             "mean": json.dumps(self.task.preprocess.mean),
             "std": json.dumps(self.task.preprocess.std),

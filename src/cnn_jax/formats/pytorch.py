@@ -21,6 +21,7 @@ from cnn_jax.errors import UsageError
 from cnn_jax.formats.network import Classifier, Network
 from cnn_jax.formats.safetensors import encode
 from cnn_jax.formats.state_dict import StateDict, flatten, flattened_layers, to_state_dict
+from cnn_jax.training.augment import views
 
 EPSILON = np.float32(1e-5)
 """What batch normalization adds to the variance, PyTorch's default."""
@@ -54,10 +55,14 @@ def load(path: Path, network: Network) -> Classifier:
     state_dict, forward = load_file(path), FORWARD[network.model]
     mean, std = np.float32(network.task.preprocess.mean), np.float32(network.task.preprocess.std)
 
-    def probabilities(images: np.ndarray) -> np.ndarray:
+    def logits_of(images: np.ndarray) -> np.ndarray:
         # One image at a time, so that only one is in memory as float32.
         inputs = ((image.astype(np.float32) / 255 - mean) / std for image in images)
-        logits = np.stack([forward(state_dict, image.transpose(2, 0, 1)) for image in inputs])
+        return np.stack([forward(state_dict, image.transpose(2, 0, 1)) for image in inputs])
+
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        stacked, weights = views(images, network.task.tta)
+        logits = sum(weight * logits_of(np.asarray(view)) for view, weight in zip(stacked, weights, strict=True))
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return exponentials / exponentials.sum(axis=-1, keepdims=True)
 

@@ -1,0 +1,95 @@
+"""How many examples fine-tuning saves: train on a few examples per class, from random and from pretrained weights.
+
+    python -m cnn_jax.train --config cpu --workdir runs/pretrained
+    python scripts/transfer.py --init-from runs/pretrained --dataset digits --examples 1 3 10 30 100 --seeds 5
+
+Both train the network of the pretrained run for the same number of steps, with the same recipe; a seed determines the
+examples too. The output is a Markdown table of the accuracy on all test images: mean and standard deviation.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from speedrun import spread
+
+from cnn_jax import cli
+from cnn_jax.config import Config
+from cnn_jax.data import Dataset, Split, load
+from cnn_jax.errors import CnnJaxError
+
+STEPS = 200
+"""Steps of each training."""
+
+
+def main() -> None:
+    """Train with all numbers of examples and print the table."""
+    flags = parse_arguments()
+    cli.use_every_processor()
+    logging.getLogger("cnn_jax").setLevel(logging.WARNING)
+    from cnn_jax.runs.run import load_config
+
+    model = load_config(flags.init_from).model
+    config = Config(
+        dataset=flags.dataset,
+        data_dir=flags.data_dir,
+        model=model,
+        batch_size=50,
+        optimizer="adamw",
+        learning_rate=0.003,
+        schedule="cosine",
+        warmup="20 steps",
+        weight_decay=0.01,
+        shift=2,
+    )
+    dataset = load(config)
+    pretrained = {"from random weights": None, "from pretrained weights": str(flags.init_from)}
+    print(f"| examples per class | {' | '.join(pretrained)} |\n| --- | --- | --- |")
+    for number in flags.examples:
+        cells = []
+        for init_from in pretrained.values():
+            trained = dataclasses.replace(config, init_from=init_from)
+            accuracies = tuple(accuracy(trained, dataset, number, seed) for seed in range(flags.seeds))
+            cells.append(spread(accuracies, 3))
+        print(f"| {number} | {' | '.join(cells)} |", flush=True)
+
+
+def accuracy(config: Config, dataset: Dataset, number: int, seed: int) -> float:
+    """The test accuracy after training on a number of examples per class."""
+    from cnn_jax.runs.fit import fit
+
+    few = dataclasses.replace(dataset, train=choose(dataset.train, number, seed))
+    steps_per_epoch = -(-len(few.train) // config.batch_size)
+    config = dataclasses.replace(config, seed=seed, epochs=-(-STEPS // steps_per_epoch))
+    with tempfile.TemporaryDirectory() as directory:
+        return fit(config, Path(directory) / "run", dataset=few, report=False).history[-1].test_accuracy
+
+
+def choose(split: Split, number: int, seed: int) -> Split:
+    """A number of examples of each class, at random."""
+    rng = np.random.default_rng(seed)
+    classes = [np.flatnonzero(split.labels == label) for label in np.unique(split.labels)]
+    chosen = np.concatenate([rng.permutation(members)[:number] for members in classes])
+    return Split(split.images[chosen], split.labels[chosen])
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Compare training from random and from pretrained weights.")
+    parser.add_argument("--init-from", type=Path, required=True, help="run directory with the pretrained network")
+    parser.add_argument("--dataset", default="digits", help="dataset to train on (default: %(default)s)")
+    parser.add_argument("--examples", type=int, nargs="+", default=[1, 3, 10, 30], help="examples per class")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--data-dir", help="directory of the dataset (default: $CNN_JAX_DATA_DIR)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except CnnJaxError as error:
+        sys.exit(f"error: {error}")
