@@ -16,7 +16,7 @@ class TrainFlags(Config):
     """Train an image classifier, printing one line per epoch, and write checkpoints and a report to a run directory.
 
     Exit status: 0 on success, 1 on failure, 2 for invalid input, 3 if --target-accuracy was not reached; 130, 143 or
-    129 if Ctrl-C, SIGTERM or SIGHUP stopped training after saving a checkpoint.
+    129 if Ctrl-C, SIGTERM or SIGHUP stopped it, after saving a checkpoint once training has started.
     """
 
     config: FilePath | None = setting(

@@ -38,6 +38,14 @@ def load(config: Config) -> Dataset:
     return with_validation(dataset, config.validation_fraction, config.split_seed)
 
 
+def is_on_disk(config: Config) -> bool:
+    """Whether ``load`` downloads nothing; True also if there is no such dataset."""
+    name, directory = config.dataset, data_dir(config)
+    if name in mnist.FAMILIES:
+        return mnist.is_on_disk(name, directory)
+    return tfds.is_on_disk(name.removeprefix("tfds:"), directory) if name.startswith("tfds:") else True
+
+
 def _load(name: str, directory: Path, split_seed: int) -> Dataset:
     if name == "auto":
         try:

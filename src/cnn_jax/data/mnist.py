@@ -142,6 +142,11 @@ def load(name: str, directory: Path) -> Dataset:
     return Dataset(name, train, test, wanted.class_names)
 
 
+def is_on_disk(name: str, directory: Path) -> bool:
+    """Whether all four files of a dataset are in ``directory`` or ``directory/name``."""
+    return _find(name, directory).keys() == set(PARTS)
+
+
 def _find(name: str, directory: Path) -> dict[str, list[Path]]:
     """The files that exist of each part that has any; those in the dataset's own folder come first."""
     found = {}

@@ -84,6 +84,15 @@ def load(name: str, directory: Path, split_seed: int) -> Dataset:
     return Dataset(f"tfds:{name}", train, test, class_names, validation)
 
 
+def is_on_disk(name: str, directory: Path) -> bool:
+    """Whether a dataset has been prepared in ``directory``; True also for what cannot be a dataset's name."""
+    if not NAME.fullmatch(name):
+        return True
+    with _quiet():
+        _check_features(name, directory)  # before the builder, which would run others
+        return _builder(name, directory).is_prepared()
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Suppress the advice of tensorflow-datasets to install OpenCV and the like."""

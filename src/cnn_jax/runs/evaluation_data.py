@@ -10,7 +10,7 @@ import numpy as np
 
 from cnn_jax import data
 from cnn_jax.config import Config
-from cnn_jax.data import Dataset, Split, folder, mnist, tfds
+from cnn_jax.data import Dataset, Split, folder
 from cnn_jax.data.splits import content_hashes
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.runs.run import Run
@@ -121,7 +121,7 @@ def _unsplit(dataset: Dataset) -> Dataset:
 def _warn_of_training_images(run: Run, dataset: Dataset) -> None:
     """Warn if test images of another dataset are among the run's training images, or if that is not known."""
     try:
-        if not _is_on_disk(run.config):
+        if not data.is_on_disk(run.config):
             raise CnnJaxError(f"{run.config.dataset} is not in {data.data_dir(run.config)}")
         train = data.load(run.config).train
     except CnnJaxError as error:
@@ -133,19 +133,6 @@ def _warn_of_training_images(run: Run, dataset: Dataset) -> None:
             count,
             len(dataset.test),
         )
-
-
-def _is_on_disk(config: Config) -> bool:
-    """Whether a dataset can be loaded without downloading it; True also if it cannot be loaded at all."""
-    name, directory = config.dataset, data.data_dir(config)
-    if name in mnist.FAMILIES:
-        return mnist._find(name, directory).keys() == set(mnist.PARTS)
-    name = name.removeprefix("tfds:")
-    if name == config.dataset or not tfds.NAME.fullmatch(name):
-        return True
-    with tfds._quiet():
-        tfds._check_features(name, directory)  # before the builder, which would run others
-        return tfds._builder(name, directory).is_prepared()
 
 
 @contextmanager
