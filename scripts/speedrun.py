@@ -1,6 +1,7 @@
 """Train a recipe with several seeds: how accurate it is, and how long it takes.
 
     python scripts/speedrun.py --config cpu --target 0.93 --seeds 5 --pytorch
+    python scripts/speedrun.py --config cpu --model-width 32 --epochs 12 --target 0.94
 
 The rules:
 
@@ -29,7 +30,7 @@ from typing import NamedTuple
 
 from benchmark import machine, timed
 
-from cnn_jax import cli
+from cnn_jax import cli, train
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, load
 from cnn_jax.errors import CnnJaxError
@@ -71,19 +72,18 @@ def train_in_pytorch(config: Config, dataset: Dataset) -> Result:
 
 def main() -> None:
     """Train all seeds and print the table."""
-    flags = parse_arguments()
+    flags, settings = parse_arguments()
     cli.use_every_processor()
-    config = Config.from_yaml(flags.config)
-    changes = {"data_dir": flags.data_dir, "dataset": flags.dataset, "epochs": flags.epochs}
-    config = dataclasses.replace(config, **{name: value for name, value in changes.items() if value is not None})
+    recipe = train.parse(["--config", flags.config, *settings])
+    config = Config(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(Config)})
     dataset = load(config)
     contenders: dict[str, Callable[[Config, Dataset], Result]] = {"cnn_jax": train_in_cnn_jax}
     if flags.pytorch:
         contenders["PyTorch"] = train_in_pytorch
     results: dict[str, list[Result]] = {name: [] for name in contenders}
     for seed in range(flags.first_seed, flags.first_seed + flags.seeds):
-        for name, train in contenders.items():
-            result = train(dataclasses.replace(config, seed=seed), dataset)
+        for name, train_recipe in contenders.items():
+            result = train_recipe(dataclasses.replace(config, seed=seed), dataset)
             results[name].append(result)
             print(
                 f"seed: {seed} {name}: accuracy: {result.accuracy:.4f} seconds: {result.train_seconds:.1f}",
@@ -91,7 +91,7 @@ def main() -> None:
                 flush=True,
             )
     summary = {
-        "config": flags.config,
+        "recipe": " ".join([flags.config, *settings]),
         "data": dataset.name,
         "target": flags.target,
         **machine(),
@@ -102,25 +102,26 @@ def main() -> None:
         flags.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Train a recipe with several seeds; print its accuracy and time.")
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Parse the command line; return the flags of this script, and those of the training command."""
+    parser = argparse.ArgumentParser(
+        description="Train a recipe with several seeds; print its accuracy and time. Other flags, such as --dataset or "
+        "--epochs, are those of python -m cnn_jax.train.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", default="cpu", help="preset or YAML file (default: %(default)s)")
     parser.add_argument("--target", type=float, help="the mean accuracy to reach")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first one (default: %(default)s)")
     parser.add_argument("--pytorch", action="store_true", help="also train the recipe in PyTorch")
-    parser.add_argument("--dataset", help="another dataset than the recipe's")
-    parser.add_argument("--epochs", type=int, help="another number of epochs than the recipe's")
-    parser.add_argument("--data-dir", help="directory of the dataset (default: $CNN_JAX_DATA_DIR)")
     parser.add_argument("--json", type=Path, help="file to write the results to")
-    return parser.parse_args()
+    return parser.parse_known_args()
 
 
 def print_table(summary: dict, results: dict[str, list[Result]]) -> None:
     """Print the results as a Markdown table."""
     target = summary["target"]
-    print(f"{summary['config']} on {summary['data']}; {summary['processors']} processors, {summary['device']}\n")
+    print(f"{summary['recipe']} on {summary['data']}; {summary['processors']} processors, {summary['device']}\n")
     print("| | seeds | accuracy | seconds | compile, s |" + (f" {target:g} reached |" if target else ""))
     print("| --- | --- | --- | --- | --- |" + (" --- |" if target else ""))
     for name, rows in results.items():
