@@ -33,11 +33,12 @@ def main() -> None:
     logging.getLogger("cnn_jax").setLevel(logging.WARNING)
     from cnn_jax.runs.run import load_config
 
-    model = load_config(flags.init_from).model
+    pretrained = load_config(flags.init_from)
+    options = ("model", "model_depth", "model_width", "model_dropout")
     config = Config(
         dataset=flags.dataset,
         data_dir=flags.data_dir,
-        model=model,
+        **{name: getattr(pretrained, name) for name in options},
         batch_size=50,
         optimizer="adamw",
         learning_rate=0.003,
@@ -47,11 +48,11 @@ def main() -> None:
         shift=2,
     )
     dataset = load(config)
-    pretrained = {"from random weights": None, "from pretrained weights": str(flags.init_from)}
-    print(f"| examples per class | {' | '.join(pretrained)} |\n| --- | --- | --- |")
+    weights = {"from random weights": None, "from pretrained weights": str(flags.init_from)}
+    print(f"| examples per class | {' | '.join(weights)} |\n| --- | --- | --- |")
     for number in flags.examples:
         cells = []
-        for init_from in pretrained.values():
+        for init_from in weights.values():
             trained = dataclasses.replace(config, init_from=init_from)
             accuracies = tuple(accuracy(trained, dataset, number, seed) for seed in range(flags.seeds))
             cells.append(spread(accuracies, 3))

@@ -43,6 +43,13 @@ NOT_RUN = {
     "python -m cnn_jax.train --config tutorial": "needs Fashion-MNIST; tests/test_real_data.py trains it",
     "python scripts/pytorch_lesson.py --epochs 10 --seeds 0 1 2 3 4 5 6 7 8 9": "needs Fashion-MNIST and PyTorch",
     "python scripts/benchmark.py --epochs 5 --torch-compile": "needs Fashion-MNIST, PyTorch and minutes",
+    "python -m cnn_jax.train --config cpu": "needs Fashion-MNIST and two minutes",
+    "python -m cnn_jax.train --config cpu --workdir runs/pretrained": "needs Fashion-MNIST and two minutes",
+    "python -m cnn_jax.train --config finetune --dataset folder:photos": "needs a network and PyTorch",
+    "python scripts/speedrun.py --config cpu --target 0.93 --seeds 5": "needs Fashion-MNIST and minutes",
+    "python scripts/speedrun.py --config cpu --model-width 32 --epochs 12 --target 0.94 --seeds 3": "the same",
+    "python scripts/speedrun.py --config cpu --seeds 2 --pytorch": "needs Fashion-MNIST, PyTorch and minutes",
+    "python scripts/transfer.py --init-from runs/pretrained --examples 1 3 10 30 100 --seeds 5": "needs minutes",
     "python scripts/single_batch.py --dataset digits": "tests/test_scripts.py runs it",
     "python -m cnn_jax.export runs/mine --format onnx": "needs jax2onnx; tests/formats/test_onnx.py exports it",
 }

@@ -1,9 +1,16 @@
 """The scripts that need nothing more than the package."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnn_jax.config import Config
+from cnn_jax.runs.fit import fit
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -26,3 +33,45 @@ def test_single_batch_errors_in_one_line(tmp_path):
     assert walked.returncode == 2
     assert walked.stderr.startswith("error: unknown dataset 'digit'; did you mean 'digits'?")
     assert walked.stderr.count("\n") == 1
+
+
+def run_script(name, *words, cwd):
+    return subprocess.run(
+        [sys.executable, SCRIPTS / name, *words], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_speedrun_prints_a_table(tmp_path):
+    words = ["--config", "cpu", "--dataset", "digits", "--epochs", "1", "--seeds", "2", "--target", "0.01"]
+    done = run_script("speedrun.py", *words, "--json", "result.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    row = done.stdout.splitlines()[-1]
+    assert re.fullmatch(r"\| cnn_jax \| 2 \| 0\.\d{4} ± 0\.\d{4} \| \d+\.\d ± \d+\.\d \| \d+\.\d \| yes \|", row)
+    results = json.loads((tmp_path / "result.json").read_text())["results"]["cnn_jax"]
+    accuracies = [result["accuracy"] for result in results]
+    assert f"{np.mean(accuracies):.4f} ± {np.std(accuracies, ddof=1):.4f}" in row
+    assert "seed: 1 cnn_jax: accuracy: " in done.stderr
+
+
+def test_transfer_prints_a_table(tmp_path):
+    config = Config(dataset="digits", epochs=1, model="small", model_width=4)
+    run = fit(config, tmp_path / "run", report=False)
+    words = ["--init-from", run.workdir, "--examples", "1", "--seeds", "2"]
+    done = run_script("transfer.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\| 1 \| 0\.\d{3} ± 0\.\d{3} \| 0\.\d{3} ± 0\.\d{3} \|", done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["speedrun.py", "--config", "cpa"], "error: no preset or file 'cpa'; did you mean 'cpu'?"),
+        (["speedrun.py", "--epoch", "1"], "error: unknown argument '--epoch'; did you mean '--epochs'?"),
+        (["transfer.py", "--init-from", "nothing"], "error: "),
+    ],
+)
+def test_errors_of_scripts_are_one_line(tmp_path, words, message):
+    done = run_script(*words, cwd=tmp_path)
+    assert done.returncode != 0
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
