@@ -1,7 +1,7 @@
 """The network ``small`` and its recipes in PyTorch: the peer of ``scripts/speedrun.py``.
 
 It follows the config that cnn_jax trains with: the same architecture and initialization, batches, optimizer, schedule,
-augmentation, loss and test-time augmentation, written as one would in PyTorch, with the data set in memory and
+augmentation, loss and test-time augmentation, written as one would in PyTorch, with the dataset in memory and
 ``channels_last``, which on CPUs is faster. It has what the presets for this network use; other settings are an error.
 One difference: with Muon, the other parameters are trained with Adam, where optax adds Nesterov momentum.
 """

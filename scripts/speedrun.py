@@ -13,8 +13,8 @@ The rules:
 - The accuracy is that of the last epoch on the test images, with the recipe's test-time augmentation. The target is
   reached if the mean over the seeds reaches it.
 
-With ``--pytorch``, the same network and recipe (``scripts/pytorch_recipe.py``) are trained in PyTorch too: the first
-seed, then the same seed in cnn_jax, and so on, so that changes of the machine's speed affect both.
+With ``--pytorch``, the same network and recipe (``scripts/pytorch_recipe.py``) are trained in PyTorch too, after each
+seed of cnn_jax, so that changes of the machine's speed affect both.
 
 The output is a Markdown table with means and standard deviations.
 """
@@ -33,7 +33,7 @@ from benchmark import machine, timed
 from cnn_jax import cli, train
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, load
-from cnn_jax.errors import CnnJaxError
+from cnn_jax.errors import CnnJaxError, UsageError
 
 
 class Result(NamedTuple):
@@ -76,6 +76,7 @@ def main() -> None:
     cli.use_every_processor()
     recipe = train.parse(["--config", flags.config, *settings])
     config = Config(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(Config)})
+    check_followed(config)
     dataset = load(config)
     contenders: dict[str, Callable[[Config, Dataset], Result]] = {"cnn_jax": train_in_cnn_jax}
     if flags.pytorch:
@@ -115,7 +116,17 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--first-seed", type=int, default=0, help="the first one (default: %(default)s)")
     parser.add_argument("--pytorch", action="store_true", help="also train the recipe in PyTorch")
     parser.add_argument("--json", type=Path, help="file to write the results to")
-    return parser.parse_known_args()
+    flags, settings = parser.parse_known_args()
+    if flags.seeds < 1:
+        parser.error("--seeds must be at least 1")
+    return flags, settings
+
+
+def check_followed(config: Config) -> None:
+    """Raise UsageError for settings that the rules leave no place for."""
+    for name in ("init_from", "validation_fraction", "patience", "target_accuracy", "seed"):
+        if getattr(config, name) != getattr(Config(), name):
+            raise UsageError(f"scripts/speedrun.py does not follow {name}: leave it out")
 
 
 def print_table(summary: dict, results: dict[str, list[Result]]) -> None:

@@ -361,7 +361,7 @@ def test_help_groups_the_flags_of_training_by_topic(capsys):
         train.main(["--help"])
     out = capsys.readouterr().out
     groups = re.findall(r"^(\w+):$", out, flags=re.MULTILINE)
-    assert groups == ["options", "data", "model", "optimizer", "training"]
+    assert groups == ["options", "data", "model", "augmentation", "optimizer", "training"]
     for field in dataclasses.fields(Config):
         assert re.search(rf"^  --{field.name.replace('_', '-')}\b", out, flags=re.MULTILINE)
-    assert "Adam's learning rate (default: 0.01)" in out
+    assert "the learning rate, or the highest one of a schedule (default: 0.01)" in " ".join(out.split())

@@ -53,6 +53,14 @@ def test_tutorial_preset():
     assert preset == expected
 
 
+def test_none_unsets_a_setting_of_a_preset():
+    assert dataclasses.replace(Config.from_yaml("best"), model_depth="none", clip_norm="none") == dataclasses.replace(
+        Config.from_yaml("best"), model_depth=None, clip_norm=None
+    )
+    with pytest.raises(InvalidSettingError):
+        Config(epochs="none")
+
+
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.iterdir()))
 def test_presets_describe_a_task(preset):
     """Settings that exist, do not contradict each other, and say in the first lines what they are for."""

@@ -15,6 +15,7 @@ from cnn_jax.errors import UsageError, suggest
 from cnn_jax.settings import (
     Channels,
     Count,
+    Dimension,
     Duration,
     FilePath,
     Fraction,
@@ -85,10 +86,10 @@ class ModelConfig(Settings):
     """The network, its input, and where its weights start."""
 
     model: Name = setting("the network architecture; python -m cnn_jax.models lists them", default="cnn")
-    model_depth: Count | None = setting(
+    model_depth: Dimension | None = setting(
         "number of layers, for models of any depth (default: the model's own)", default=None
     )
-    model_width: Count | None = setting(
+    model_width: Dimension | None = setting(
         "width of the layers, for models of any width (default: the model's own)", default=None
     )
     model_dropout: Fraction | None = setting(
@@ -142,15 +143,16 @@ class OptimizerConfig(Settings):
     """How gradients change the parameters."""
 
     optimizer: choice("adam", "adamw", "sgd", "muon") = setting(
-        "Adam, AdamW, SGD with Nesterov momentum, or Muon for kernels and Adam for the rest", default="adam"
+        "Adam, AdamW, SGD with Nesterov momentum, or Muon for all kernels but the last, with Adam for the rest",
+        default="adam",
     )
     learning_rate: Rate = setting("the learning rate, or the highest one of a schedule", default=0.01)
     schedule: choice("constant", "linear", "cosine", "one-cycle") = setting(
-        "the learning rate after the warm-up: constant, or falling to zero at the end of the last epoch",
+        "the learning rate after the warm-up: constant, or falling to zero (almost, for one-cycle) until the end",
         default="constant",
     )
     warmup: Duration = setting(
-        "raise the learning rate from zero for this long, such as '2 epochs' or '500 steps'", default="0 epochs"
+        "raise the learning rate for this long at the start, such as '2 epochs' or '500 steps'", default="0 epochs"
     )
     weight_decay: NonNegative = setting(
         "decoupled weight decay of kernels, not of biases and normalization, for adamw, sgd and muon", default=0.0
@@ -172,7 +174,7 @@ class TrainingConfig(Settings):
     batch_size: Count = setting("examples per step", default=100)
     label_smoothing: Fraction = setting("probability that the training targets give to all classes alike", default=0.0)
     class_weights: choice("none", "balanced") = setting(
-        "weigh the loss of each class by the inverse of its number of training examples (balanced)", default="none"
+        "weight the loss of each class by the inverse of its number of training examples (balanced)", default="none"
     )
     shuffle: Switch = setting("shuffle the training examples in every epoch, as determined by --seed", default=True)
     seed: Seed = setting(

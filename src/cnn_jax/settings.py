@@ -20,6 +20,7 @@ def choice(*values: int | str) -> Any:
 
 # The title of a type is its placeholder in --help; its description completes the error message "... must be".
 Count = Annotated[int, Meta(ge=1, lt=2**31, title="N", description="a positive integer below 2**31")]
+Dimension = Annotated[int, Meta(ge=1, le=1024, title="N", description="an integer from 1 to 1024")]
 Seed = Annotated[int, Meta(ge=0, lt=2**32, title="N", description="an integer from 0 to 2**32 - 1")]
 Rate = Annotated[float, Meta(gt=0, lt=2**31, title="X", description="a positive number below 2**31")]
 NonNegative = Annotated[float, Meta(ge=0, lt=2**31, title="X", description="at least 0 and below 2**31")]
@@ -85,6 +86,8 @@ class Settings:
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
             value = getattr(self, name)
+            if value == "none" and type(None) in typing.get_args(hint):
+                value = None  # so that a flag can unset what a preset sets
             try:
                 object.__setattr__(self, name, msgspec.convert(value, hint, strict=False))
             except (msgspec.ValidationError, UnicodeEncodeError):  # the latter for text with surrogates

@@ -39,7 +39,7 @@ def main(args: Sequence[str]) -> int:
     # Slow imports come after the flags are parsed.
     from cnn_jax.report.console import EpochPrinter
     from cnn_jax.report.tables import best_epoch
-    from cnn_jax.runs.fit import StoppedError, fit, reached_target, resume
+    from cnn_jax.runs.fit import StoppedError, fit, ran_out_of_patience, reached_target, resume
 
     with EpochPrinter(config.epochs) as printer, cli.StopSignals() as signals:
         try:
@@ -59,8 +59,12 @@ def main(args: Sequence[str]) -> int:
     split = "test" if best.validation_accuracy is None else "validation"
     cli.say(f"best epoch: {best.epoch} with a {split} accuracy of {best.selection_accuracy:.4f}; see report.html")
     cli.say(f"run directory: {run.workdir}")
+    if ran_out_of_patience(config, run.history):
+        cli.say(
+            f"stopped after epoch {len(run.history) - 1}: no better validation accuracy in {config.patience} epochs"
+        )
     if config.target_accuracy is not None and not reached_target(config, run.history):
-        epochs = "1 epoch" if config.epochs == 1 else f"{config.epochs} epochs"
+        epochs = "1 epoch" if len(run.history) == 1 else f"{len(run.history)} epochs"
         cli.say(f"the accuracy did not reach {config.target_accuracy} in {epochs}")
         return 3
     return 0

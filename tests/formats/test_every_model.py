@@ -53,6 +53,8 @@ def test_the_input_of_a_linear_layer_is_features_or_flattened_feature_maps(netwo
     """Else the order of its inputs would be another one in PyTorch."""
     kernels = {name: array.shape for name, array in flatten(network_like(model).variables).items() if "kernel" in name}
     features = {shape[-1] for shape in kernels.values()}
+    if model == "small":  # flattens in PyTorch's order: tests/test_recipe_agreement.py
+        features = {64 * (SHAPE[0] // 8) * (SHAPE[1] // 8)}
     flattened = flattened_layers(model, SHAPE)
     for name, shape in kernels.items():
         if len(shape) == 2:

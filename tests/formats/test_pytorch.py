@@ -86,7 +86,7 @@ def test_the_file_tells_what_it_is(network, tmp_path):
     with safe_open(path, framework="np") as file:
         metadata = file.metadata()
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118, no mapping
-    assert metadata.keys() == {"format", "model", "image_shape", "mean", "std", "class_names"}
+    assert metadata.keys() == {"format", "model", "tta", "image_shape", "mean", "std", "class_names"}
     assert metadata["format"] == "pt"  # by which Hugging Face's libraries know PyTorch's
     assert json.loads(metadata["class_names"]) == list(network.class_names)
     assert shapes["conv1.weight"] == [6, network.image_shape[2], 5, 5]

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import pytest
 from jax import export
 from PIL import Image
 
+from cnn_jax.config import Config
 from cnn_jax.formats import stablehlo
-from cnn_jax.models import create_model
+from cnn_jax.models import MODELS, create_model
+from cnn_jax.training.loop import abstract_state, create_task
 
 WITHOUT_THE_PACKAGE = "import sys\nsys.modules['cnn_jax'] = None\n"
 """Makes every import of it fail."""
@@ -30,6 +33,18 @@ def test_any_number_of_images(path, network, run, images):
         probabilities = classify(images[:count])
         assert probabilities.dtype == np.float32
         np.testing.assert_allclose(probabilities, expected[:count], atol=1e-6)
+
+
+@pytest.mark.parametrize("tta", ["none", "multicrop"])
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_takes_any_number_of_images(model, tta):
+    """Traced, but not compiled."""
+    task = dataclasses.replace(create_task(Config(model=model), num_classes=3), tta=tta)
+    like = abstract_state(task, (32, 32, 3))
+    (count,) = export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((count, 32, 32, 3), np.uint8)
+    logits = jax.eval_shape(task.logits, {"params": like.params, **like.model_state}, images)
+    assert logits.shape == (count, 3)
 
 
 def test_one_program_for_every_platform(path, image_shape):

@@ -8,7 +8,7 @@ from safetensors.numpy import load
 from cnn_jax.formats import pytorch
 from cnn_jax.formats.weights import IMAGENET, open_weights
 from cnn_jax.models import create_model
-from cnn_jax.training.optimizer import Adam
+from cnn_jax.training.optimizer import Optimizer
 from cnn_jax.training.task import Task
 
 SHAPE = (45, 64, 3)
@@ -81,7 +81,7 @@ def test_they_give_torchvisions_logits(published, images, path):
     torch.save(network.state_dict(), path)
     weights = open_weights(path)
     variables = weights.variables(model, abstract(model, 5), SHAPE)
-    task = Task(create_model(model, 5), Adam(0.01), preprocess=weights.preprocess)
+    task = Task(create_model(model, 5), Optimizer(0.01), preprocess=weights.preprocess)
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(jax.jit(task.logits)(variables, images))
     assert_close(ours, torch_logits(network, images, IMAGENET))

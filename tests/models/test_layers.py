@@ -187,6 +187,14 @@ def test_mean_over_real_examples():
     assert batch.num_examples() == 2
 
 
+def test_a_single_number_does_not_change_the_running_averages():
+    """PyTorch refuses it; here it may be the last batch of an epoch."""
+    x = jnp.ones((1, 1, 1, 2))
+    variables = BatchNorm().init(jax.random.key(0), x)
+    _, new = BatchNorm().apply(variables, x, whole_batch(1, [True]), mutable=["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], variables["batch_stats"])
+
+
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_dropout(rate):
     x, batch = jnp.ones((64, 10, 10)), whole_batch(64)

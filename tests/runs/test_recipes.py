@@ -67,7 +67,9 @@ def test_test_time_augmentation_averages_the_mirror_image(trained, dataset):
 
 
 def test_epochs_cannot_change_with_a_schedule(trained, continue_run):
-    with pytest.raises(UsageError, match="epochs was 4 and is now 6"):
+    with pytest.raises(
+        UsageError, match=r"--schedule linear of the run .*: epochs was 4 and is now 6; start a new run"
+    ):
         continue_run(dataclasses.replace(RECIPE, epochs=6), trained.workdir)
 
 
@@ -127,15 +129,56 @@ def test_a_shift_larger_than_the_images_is_an_error(train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_frozen_backbone_does_not_change(train, tmp_path):
-    config = dataclasses.replace(CONFIG, model="small", optimizer="adamw", weight_decay=0.1, freeze="backbone")
+def test_a_frozen_backbone_does_not_change(trained, train, dataset, tmp_path):
+    """But the head, which is new as the classes have other names."""
+    other = dataclasses.replace(dataset, class_names=("left", "center", "right"))
+    config = dataclasses.replace(
+        CONFIG,
+        model="small",
+        model_width=2,
+        optimizer="adamw",
+        weight_decay=0.1,
+        freeze="backbone",
+        init_from=str(trained.workdir),
+        epochs=1,
+    )
+    before, after = trained.state.variables, train(config, tmp_path / "run", dataset=other).state.variables
+    assert not np.allclose(before["params"].pop("out")["kernel"], after["params"].pop("out")["kernel"], atol=0.1)
+    assert_same_state(before, after)
+
+
+def test_a_head_for_the_same_classes_is_kept(trained, train, caplog, tmp_path):
+    config = dataclasses.replace(
+        CONFIG, model="small", model_width=2, learning_rate=1e-12, init_from=str(trained.workdir), epochs=1
+    )
     run = train(config, tmp_path / "run")
-    first = load_run(train(dataclasses.replace(config, learning_rate=1e-12), tmp_path / "start").workdir).state
-    assert not np.allclose(run.state.params["out"]["kernel"], first.params["out"]["kernel"])
-    for state in (run.state, first):
-        del state.params["out"]
-    assert_same_state(run.state.params, first.params)
-    assert_same_state(run.state.model_state, first.model_state)
+    assert_same_state(run.state.params["out"]["kernel"], trained.state.variables["params"]["out"]["kernel"])
+    assert not [record for record in caplog.records if "the head" in record.message]
+
+
+def test_the_model_of_the_weights_is_named(trained, train, tmp_path):
+    with pytest.raises(UsageError, match=r"are for the network small: use --model small"):
+        train(dataclasses.replace(CONFIG, init_from=str(trained.workdir)), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"freeze": "backbone"}, "name trained ones with --init-from"),
+        ({"freeze": "backbone", "backbone_rate": 0.1}, "set only one of them"),
+        ({"accumulate": 21}, "--accumulate 21 is more than the run's 20 steps"),
+        ({"warmup": "20 steps"}, "the warm-up takes 20 updates, and the whole run 20"),
+        ({"warmup": "999999999 epochs"}, "set a shorter --warmup"),
+    ],
+)
+def test_settings_without_an_effect_are_refused(train, tmp_path, settings, message):
+    with pytest.raises(UsageError, match=message):
+        train(dataclasses.replace(CONFIG, **settings), tmp_path / "run")
+
+
+def test_a_smoothed_loss_is_not_taken_for_one_that_does_not_fall(train, caplog, tmp_path):
+    train(dataclasses.replace(CONFIG, label_smoothing=0.95, epochs=12), tmp_path / "run")
+    assert not [record for record in caplog.records if "not learning" in record.message]
 
 
 def test_settings_that_contradict_each_other_are_refused_before_the_data_is_read(tmp_path):

@@ -88,22 +88,33 @@ class Weights:
         source: where they come from, for error messages.
         tensors: the weights by Flax's or PyTorch's names.
         preprocess: the conversion of images to the input that they were trained with, or None if it is not known.
+        model: the architecture's name, or None if it is not known.
+        class_names: the classes of the logits, or None if they are not known.
     """
 
     source: str
     tensors: Mapping[str, Tensor]
     preprocess: Normalize | None = None
+    model: str | None = None
+    class_names: tuple[str, ...] | None = None
 
-    def variables(self, model: str, target: Variables, image_shape: tuple[int, int, int]) -> Variables:
+    def variables(
+        self,
+        model: str,
+        target: Variables,
+        image_shape: tuple[int, int, int],
+        class_names: tuple[str, ...] | None = None,
+    ) -> Variables:
         """Read the weights into the variables of a network, from 16, 32 or 64 bits.
 
-        The weights of the model's last layer, its head, are those of ``target`` if only the number of classes differs,
-        and a line is logged.
+        The weights of the model's last layer, its head, are those of ``target`` if only the number or the names of the
+        classes differ, and a line is logged.
 
         Args:
             model: the architecture's name.
             target: the expected variables, such as ``params`` and ``batch_stats``, or their shapes.
             image_shape: ``(H, W, C)`` of the network's input images.
+            class_names: the classes of the dataset; None if their names do not matter.
 
         Returns:
             The same collections as in ``target``, float32 in host memory except for a head of ``target``.
@@ -111,6 +122,8 @@ class Weights:
         Raises:
             UsageError: the weights do not match ``target``, or they are not finite.
         """
+        if self.model not in (None, model):
+            raise UsageError(f"the weights in {self.source} are for the network {self.model}: use --model {self.model}")
         in_pytorch = any(name.endswith(".weight") for name in self.tensors)
         flattened = layouts.flattened_layers(model, image_shape)
         own = expected = layouts.flatten(target)
@@ -120,7 +133,8 @@ class Weights:
             tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(".num_batches_tracked")}
         head = MODELS[model].HEAD
         classes = _other_classes(tensors, expected, head)
-        if classes:
+        renamed = None not in (self.class_names, class_names) and self.class_names != class_names
+        if classes or renamed:
             expected, tensors = (_without(arrays, head) for arrays in (expected, tensors))
         self._check(tensors, expected, image_shape)
         arrays = {name: self._read(name) for name in expected}
@@ -129,6 +143,8 @@ class Weights:
         if classes:
             kept, given = classes
             logger.info("the head %s is new: the weights are for %d classes, the dataset has %d", head, given, kept)
+        elif renamed:
+            logger.info("the head %s is new: the weights are for other classes than those of the dataset", head)
         return layouts.unflatten({**own, **arrays}, target)
 
     def _check(
@@ -186,7 +202,8 @@ def open_weights(path: Path) -> Weights:
         raise UsageError(f"{path} contains no weights: {REMEDY}")
     else:
         tensors, metadata = _open_safetensors(path)
-    return Weights(str(path), tensors, _normalization(metadata) or _published_normalization(tensors))
+    preprocess = _normalization(metadata) or _published_normalization(tensors)
+    return Weights(str(path), tensors, preprocess, _model(metadata), _class_names(metadata))
 
 
 def check_torch(source: object) -> None:
@@ -242,6 +259,20 @@ def _differences(tensors: Mapping[str, Tensor], expected: Mapping[str, Any]) -> 
     for name, tensor in tensors.items():
         if name not in expected:
             yield f"{reprlib.repr(name)[1:-1]} {reprlib.repr(list(tensor.shape))} is unexpected"
+
+
+def _model(metadata: Mapping[str, str]) -> str | None:
+    """The model's name in the metadata of a safetensors file, or None if there is none that is known."""
+    return metadata.get("model") if metadata.get("model") in MODELS else None
+
+
+def _class_names(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
+    """The class names in the metadata of a safetensors file, or None if there are none."""
+    try:
+        names = json.loads(metadata.get("class_names", ""))
+    except (ValueError, RecursionError):
+        return None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _normalization(metadata: Mapping[str, str]) -> Normalize | None:

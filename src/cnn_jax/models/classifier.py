@@ -18,7 +18,7 @@ class ImageClassifier(nn.Module):
     Attributes:
         NAME: the architecture's name.
         HEAD: the name of the head among the parameters.
-        MIN_SIDE: the least height and width of images.
+        MIN_SIDE: the minimum height and width of images.
         num_classes: number of logits.
         portable: see ``Conv``.
         freeze_backbone: whether the backbone computes in training what it does in inference, without dropout and with

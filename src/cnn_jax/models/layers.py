@@ -157,8 +157,9 @@ class BatchNorm(nn.Module):
         if batch is not None and not self.is_initializing():
             n = batch.num_examples() * math.prod(x.shape[1:-1])
             unbiased = var * (n / jnp.maximum(n - 1, 1))
-            running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-            running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased
+            weight = jnp.where(n > 1, 1 - self.momentum, 0)  # a single number has no variance
+            running_mean.value += weight * (mean - running_mean.value)
+            running_var.value += weight * (unbiased - running_var.value)
         return y
 
 

@@ -10,7 +10,7 @@ from cnn_jax.models.resnet import ResNet18, ResNet34, ResNet50
 from cnn_jax.models.resnet9 import ResNet9
 from cnn_jax.models.small import SmallCNN
 from cnn_jax.models.wide_resnet import WideResNet
-from cnn_jax.settings import Count, Fraction, InvalidSettingError, Settings
+from cnn_jax.settings import Dimension, Fraction, InvalidSettingError, Settings
 
 MODELS: dict[str, type[ImageClassifier]] = {
     model.NAME: model for model in (CNN, SmallCNN, ResNet9, ResNet18, ResNet34, ResNet50, WideResNet)
@@ -21,8 +21,8 @@ MODELS: dict[str, type[ImageClassifier]] = {
 class _Options(Settings):
     """What a model may have a field for; None for the model's default."""
 
-    depth: Count | None = None
-    width: Count | None = None
+    depth: Dimension | None = None
+    width: Dimension | None = None
     dropout: Fraction | None = None
 
 

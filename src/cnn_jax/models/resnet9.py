@@ -26,7 +26,7 @@ class ResNet9(ImageClassifier):
         x = _Layer(128, True, self.portable, name="layer1")(x, batch)
         x = _Layer(256, False, self.portable, name="layer2")(x, batch)
         x = _Layer(512, True, self.portable, name="layer3")(x, batch)
-        # The original scales the logits, which to the linear layer's matrix is the same.
+        # The original scales the logits instead, which has the same effect on the linear layer's matrix.
         return 0.125 * x.max((1, 2))
 
 

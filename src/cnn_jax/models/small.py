@@ -29,9 +29,8 @@ class SmallCNN(ImageClassifier):
         """Images ``[N, H, W, C]`` to features ``[N, 4 * width * H // 8 * W // 8]``."""
         x = images
         for number, factor in enumerate((1, 2, 4), start=1):
-            x = Conv(factor * self.width, (3, 3), "SAME", relu_pool=True, portable=self.portable, name=f"conv{number}")(
-                x
-            )
+            options = {"relu_pool": True, "portable": self.portable}
+            x = Conv(factor * self.width, (3, 3), "SAME", name=f"conv{number}", **options)(x)
             x = BatchNorm(name=f"bn{number}")(x, batch)
         # Flattened in the order channel, row, column, as PyTorch does.
-        return Dropout(self.dropout)(x.transpose(0, 3, 1, 2).reshape(len(x), -1), batch)
+        return Dropout(self.dropout)(x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1), batch)

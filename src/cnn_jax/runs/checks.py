@@ -19,7 +19,9 @@ def check_usable(config: Config) -> None:
 
     That may be an environment variable or a package. The length of the warm-up is checked when the dataset is known.
     """
-    create_task(dataclasses.replace(config, schedule="constant"), num_classes=2)
+    create_task(dataclasses.replace(config, schedule="constant", warmup="0 epochs"), num_classes=2)
+    if config.freeze == "backbone" and config.init_from is None:
+        raise UsageError("--freeze backbone keeps random weights: name trained ones with --init-from")
     if config.deterministic and jax.default_backend() == "gpu" and DETERMINISTIC_OPS not in os.getenv("XLA_FLAGS", ""):
         raise UsageError(f"deterministic on a GPU needs XLA_FLAGS={DETERMINISTIC_OPS}: set it before jax initializes")
     if config.tensorboard:
@@ -50,6 +52,11 @@ def check_same(config: Config, trained: Config, directory: Workdir) -> None:
     different = [name for name in now if now[name] != before[name] and name not in may_change]
     if different:
         differences = ", ".join(f"{name} was {before[name]} and is now {now[name]}" for name in different)
+        if different == ["epochs"]:
+            raise UsageError(
+                f"the --schedule {config.schedule} of the run in {directory.path} is for its number of epochs: "
+                f"{differences}; start a new run"
+            )
         raise UsageError(
             f"the run in {directory.path} was trained with other settings: {differences}; use the same settings, also "
             f"in {CONFIG}, or choose another --workdir"

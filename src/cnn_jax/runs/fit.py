@@ -32,6 +32,7 @@ from cnn_jax.runs.summary import summarize
 from cnn_jax.runs.workdir import Workdir
 from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import ChunkReport, Progress, Trainer, create_task_for
+from cnn_jax.training.metrics import CrossEntropy
 from cnn_jax.training.sharding import replicate
 from cnn_jax.training.state import TrainState
 
@@ -228,7 +229,8 @@ def _train(
             save(progress, record.selection_accuracy)
             for call in on_record:
                 call(record)
-            if record.step >= MIN_STEPS > record.step - trainer.steps_per_epoch:
+            is_time = record.step >= MIN_STEPS > record.step - trainer.steps_per_epoch
+            if is_time and trainer.task.loss == CrossEntropy() and not trainer.task.augment.mixes:
                 warn_if_untrained(record, trainer.steps_per_epoch, len(dataset.class_names))
             if _is_finished(config, history):
                 break
@@ -328,7 +330,7 @@ def _start(trainer: Trainer, config: Config, dataset: Dataset, weights: Weights 
     if weights is None:
         return start
     target = {"params": start.state.params, **start.state.model_state}
-    variables = weights.variables(config.model, target, dataset.image_shape)
+    variables = weights.variables(config.model, target, dataset.image_shape, dataset.class_names)
     params, model_state = replicate((variables.pop("params"), variables), trainer.mesh)
     averaged = None if start.state.averaged_params is None else jax.tree.map(jnp.copy, params)
     state = start.state.replace(params=params, model_state=model_state, averaged_params=averaged)

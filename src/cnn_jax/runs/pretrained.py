@@ -74,7 +74,7 @@ def open_pretrained(init_from: str) -> Weights:
         return open_weights(path)
     run = load_run(path)
     tensors = jax.tree.map(Tensor.of, run.state.variables)
-    return Weights(init_from, flatten(tensors), run.task.preprocess)
+    return Weights(init_from, flatten(tensors), run.task.preprocess, run.config.model, run.class_names)
 
 
 def _download(name: str) -> Path:

@@ -25,7 +25,7 @@ TestTimeAugmentation = Literal["none", "flip", "multicrop"]
 """The views of an image whose predictions are averaged."""
 
 ATTEMPTS = 10
-"""How often a rectangle is drawn until it fits into the image, as in torchvision."""
+"""How many times a rectangle is drawn until it fits into the image, as in torchvision."""
 
 CROP_RATIOS = (3 / 4, 4 / 3)
 """Bounds of width / height of a random crop: torchvision's default."""
@@ -135,7 +135,7 @@ class Augment:
         largest = min(height, width) - 1
         if self.shift > largest:
             raise UsageError(
-                f"cannot shift images of {height}x{width} pixels by {self.shift}: set shift to at most {largest}"
+                f"cannot shift images of {height}x{width} pixels by {self.shift}: set --shift to at most {largest}"
             )
         if self.color_jitter > 0 and channels not in (1, len(GRAY_WEIGHTS)):
             raise UsageError(f"color_jitter needs images with 1 or 3 channels, not {channels}: set it to 0")
@@ -144,7 +144,7 @@ class Augment:
         """Augment a batch.
 
         Images are mixed in pairs of neighbors: the first with the second, the third with the fourth, and so on. In an
-        odd batch, the last image is its own partner. As batches are shuffled, pairs are random. The result does not
+        odd batch, the last image is its own partner. In shuffled batches, pairs are random. The result does not
         depend on how a batch is divided among devices if every part is even.
 
         Args:
@@ -381,7 +381,7 @@ def random_erasing(images: jax.Array, uniform: jax.Array, probability: float) ->
     """Fill a random rectangle with the mean color of the image, in some of the images.
 
     From https://arxiv.org/abs/1708.04896, with torchvision's rectangles: see ``erasing_boxes``. The mean color adds no
-    contrast of its own in any data set. torchvision's 0 is black here, as images are standardized later. The paper's
+    contrast of its own in any dataset. torchvision's 0 is black here, as images are standardized later. The paper's
     random values need a random number for each pixel, which takes longer than all other operations together.
 
     Args:

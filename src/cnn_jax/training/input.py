@@ -36,6 +36,11 @@ CHUNK_SPECS = Chunk(Batch(BATCHES, BATCHES, BATCHES, REPLICATED, REPLICATED), RE
 """The partition specs of a chunk."""
 
 
+def num_batches(num_examples: int, batch_size: int) -> int:
+    """The number of batches in an epoch; the last one may be smaller."""
+    return -(-num_examples // batch_size)
+
+
 class Source(Protocol):
     """A source of batches; a chunk depends only on the epoch and the steps."""
 
@@ -78,7 +83,7 @@ class ArraySource:
         self._shuffle = shuffle
         self._mesh = mesh
         self._order = (-1, np.empty(0, np.int32))  # the epoch and its order
-        self.steps_per_epoch = -(-len(split) // batch_size)
+        self.steps_per_epoch = num_batches(len(split), batch_size)
         step_bytes = padded(batch_size, mesh) * split.images[0].nbytes
         self.chunk_steps = max(1, min(max_chunk_steps, self.steps_per_epoch, MAX_CHUNK_BYTES // step_bytes))
 

@@ -19,7 +19,7 @@ from cnn_jax.models import create_model
 from cnn_jax.training.augment import Augment
 from cnn_jax.training.evaluation import Score, predict_logits, score
 from cnn_jax.training.history import EpochRecord
-from cnn_jax.training.input import CHUNK_SPECS, MAX_CHUNK_STEPS, ArraySource, Chunk
+from cnn_jax.training.input import CHUNK_SPECS, MAX_CHUNK_STEPS, ArraySource, Chunk, num_batches
 from cnn_jax.training.metrics import NO_STEP, CrossEntropy, Metrics, balanced_class_weights
 from cnn_jax.training.optimizer import Optimizer, Schedule, num_steps
 from cnn_jax.training.sharding import AXIS, REPLICATED, data_parallel, make_mesh, replicate
@@ -95,6 +95,8 @@ def create_task(
         UsageError: unknown model or model option, or settings that contradict each other.
     """
     frozen = config.freeze == "backbone"
+    if frozen and config.backbone_rate != 1:
+        raise UsageError("--freeze backbone leaves nothing to train at --backbone-rate: set only one of them")
     model = create_model(
         config.model,
         num_classes,
@@ -107,7 +109,7 @@ def create_task(
         config.learning_rate,
         config.schedule,
         updates=config.epochs * steps_per_epoch // config.accumulate,
-        warmup=num_steps(config.warmup, steps_per_epoch) // config.accumulate,
+        warmup=-(-num_steps(config.warmup, steps_per_epoch) // config.accumulate),
     )
     optimizer = Optimizer(
         config.learning_rate if schedule.is_constant else schedule,
@@ -142,12 +144,17 @@ def create_task_for(config: Config, dataset: Dataset, preprocess: Normalize | No
         UsageError: as in ``create_task``.
     """
     num_classes = len(dataset.class_names)
+    steps_per_epoch = num_batches(len(dataset.train), config.batch_size)
+    if config.accumulate > (steps := config.epochs * steps_per_epoch):
+        raise UsageError(
+            f"--accumulate {config.accumulate} is more than the {steps} steps of the run: set a smaller one"
+        )
     balanced = config.class_weights == "balanced"
     return create_task(
         config,
         num_classes,
         preprocess or create_preprocess(config, dataset),
-        steps_per_epoch=-(-len(dataset.train) // min(config.batch_size, len(dataset.train))),
+        steps_per_epoch=steps_per_epoch,
         class_weights=balanced_class_weights(dataset.train.labels, num_classes) if balanced else None,
     )
 

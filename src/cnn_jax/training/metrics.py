@@ -19,7 +19,8 @@ class CrossEntropy:
     Attributes:
         label_smoothing: the part of the target probability that is spread over all classes (Szegedy et al.,
             https://arxiv.org/abs/1512.00567), as in ``torch.nn.CrossEntropyLoss``.
-        class_weights: factor of the loss of the examples of each class, or None.
+        class_weights: factor of the loss of the examples of each class, or None. The sum over a batch is divided by
+            the number of examples, where PyTorch divides by the sum of their weights.
     """
 
     label_smoothing: float = 0.0

@@ -23,8 +23,9 @@ class Schedule:
         peak: the highest learning rate.
         kind: how it goes on after the warm-up: ``"constant"``, or ``"linear"``, ``"cosine"`` or ``"one-cycle"`` down to
             zero after ``updates``. In ``"one-cycle"`` (Smith & Topin, https://arxiv.org/abs/1708.07120) the warm-up
-            starts at ``peak / 25``, follows a cosine too, and by default is 30 % of the updates, as in PyTorch.
-        updates: the number of updates in the run; not used by ``"constant"``.
+            starts at ``peak / 25``, follows a cosine too, and by default is 30 % of the updates, as in PyTorch, which
+            also changes the momentum.
+        updates: the number of updates in the run.
         warmup: the number of updates in which the rate rises linearly from zero.
 
     Raises:
@@ -37,7 +38,7 @@ class Schedule:
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind != "constant" and self.warmup >= self.updates:
+        if self.warmup > 0 and self.warmup >= self.updates:
             raise UsageError(
                 f"the warm-up takes {self.warmup} updates, and the whole run {self.updates}: set a shorter --warmup or "
                 "more --epochs"
@@ -46,14 +47,17 @@ class Schedule:
     def __call__(self, count: jax.Array) -> jax.Array:
         """The learning rate after ``count`` updates, a float32 scalar."""
         decay = self.updates - self.warmup
-        if self.kind == "one-cycle":
-            fraction = self.warmup / self.updates or 0.3
-            return optax.cosine_onecycle_schedule(self.updates, self.peak, fraction)(count)
-        after = {
-            "constant": optax.constant_schedule(self.peak),
-            "linear": optax.linear_schedule(self.peak, 0.0, decay),
-            "cosine": optax.cosine_decay_schedule(self.peak, max(1, decay)),
-        }[self.kind]
+        match self.kind:
+            case "one-cycle":
+                # Half an update more, as optax rounds the number of updates down.
+                fraction = (self.warmup + 0.5) / self.updates if self.warmup else 0.3
+                return optax.cosine_onecycle_schedule(self.updates, self.peak, fraction)(count)
+            case "linear":
+                after = optax.linear_schedule(self.peak, 0.0, decay)
+            case "cosine":
+                after = optax.cosine_decay_schedule(self.peak, decay)
+            case _:
+                after = optax.constant_schedule(self.peak)
         if not self.warmup:
             return after(count)
         return optax.join_schedules([optax.linear_schedule(0.0, self.peak, self.warmup), after], [self.warmup])(count)

@@ -1,6 +1,7 @@
 """Data parallelism: every device has a copy of the state and computes its part of every batch.
 
-The devices communicate once per step, to sum the gradients of their parts. Other modules do not depend on the number of
+The devices communicate once per step, to sum the gradients of their parts, and for the statistics of each batch
+normalization. Other modules do not depend on the number of
 devices.
 
 On a CPU, ``JAX_NUM_CPU_DEVICES`` sets the number of devices; the commands use one device per processor. XLA runs many
