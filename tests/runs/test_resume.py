@@ -203,6 +203,7 @@ def test_settings_that_determine_the_result_may_not_change(continue_run, finishe
         "model": "unknown model 'other'",
         "weight_decay": "adam has no weight decay",
         "patience": "needs a validation set",
+        "freeze": "name trained ones with --init-from",
         **{f"model_{option}": f"the network cnn has no --model-{option}" for option in ("depth", "width", "dropout")},
     }
     if setting in MAY_CHANGE - wrong.keys():
