@@ -181,6 +181,8 @@ def flag_row(field, hint, is_config):
         default = "required"
     elif isinstance(field.default, bool):
         default = "on" if field.default else "off"
+    elif isinstance(field.default, tuple):
+        default = f"`{' '.join(map(str, field.default))}`"
     elif field.default is not None:
         default = f"`{field.default}`"
     cells = [f"`{flag}`", default or "none", meaning]
