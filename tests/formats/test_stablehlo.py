@@ -39,7 +39,8 @@ def test_any_number_of_images(path, network, run, images):
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_takes_any_number_of_images(model, tta):
     """Traced, but not compiled."""
-    task = dataclasses.replace(create_task(Config(model=model), num_classes=3), tta=tta)
+    task = create_task(Config(model=model, tta=tta), num_classes=3)
+    task = dataclasses.replace(task, model=task.model.clone(portable=True))
     like = abstract_state(task, (32, 32, 3))
     (count,) = export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((count, 32, 32, 3), np.uint8)
