@@ -229,5 +229,5 @@ def test_invalid_metrics_of_orbax_are_an_error(workdir, checkpoint, content):
 def test_class_names_stay_on_one_line(workdir, checkpoint):
     alter(checkpoint, "meta/metadata", class_names=["a\nb", "x" * 5000, "c"])
     split = Split(np.zeros((1, 16, 16, 1), np.uint8), np.zeros(1, np.int32))
-    with pytest.raises(UsageError, match=r"classes \(a\\nb, x+\.\.\.x+, c, \.\.\.\), and other has"):
+    with pytest.raises(UsageError, match=r"classes \(a\\nb, x+\.\.\.x+, c\), and other has"):
         load_run(workdir).evaluate(Dataset("other", split, split, ("a", "b", "c")))

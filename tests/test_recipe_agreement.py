@@ -51,9 +51,10 @@ def variables_of(network):
 def test_training_steps_agree(pytorch_recipe, dataset, optimizer):
     """From the same weights: the parameters and the statistics after two steps of a schedule.
 
-    PyTorch's Muon computes in bfloat16, and optax adds Nesterov momentum to the Adam of the other parameters.
+    With Muon, only the kernels, and few digits: PyTorch's computes in bfloat16, and optax adds Nesterov momentum to the
+    Adam of the other parameters.
     """
-    tolerance = {"adamw": 1e-3, "muon": 0.3}[optimizer]
+    tolerance, kinds = {"adamw": (1e-3, ("kernel", "scale", "bias")), "muon": (0.2, ("kernel",))}[optimizer]
     config = dataclasses.replace(RECIPE, optimizer=optimizer, learning_rate=0.01)
     peer = pytorch_recipe.Recipe(config, dataset)
     task = create_task_for(config, dataset)
@@ -67,8 +68,9 @@ def test_training_steps_agree(pytorch_recipe, dataset, optimizer):
         batch = Batch.of(jnp.asarray(dataset.train.images[part]), jnp.asarray(dataset.train.labels[part]))
         state, _ = train_step(state, batch, jax.random.key(0), task=task)
     end = variables_of(peer._network)
-    for name in ("conv2", "bn1", "out"):
-        for kind, theirs in end["params"][name].items():
+    for name in ("conv2", "bn1", "out") if optimizer == "adamw" else ("conv2", "conv3"):
+        for kind in end["params"][name].keys() & set(kinds):
+            theirs = end["params"][name][kind]
             update = theirs - start["params"][name][kind]
             ours = state.params[name][kind] - start["params"][name][kind]
             np.testing.assert_allclose(ours, update, atol=tolerance * np.abs(update).max())

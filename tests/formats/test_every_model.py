@@ -103,7 +103,11 @@ def test_missing_statistics_are_told(network_like, path):
 
 
 def test_other_architectures_are_told(network_like, path):
-    path.write_bytes(safetensors.to_bytes(network_like("cnn")))
+    network = network_like("cnn")
+    path.write_bytes(safetensors.to_bytes(network))
+    with pytest.raises(UsageError, match="are for the network cnn: use --model cnn"):
+        read(path, network_like("resnet18"))
+    path.write_bytes(safetensors.encode(flatten(network.variables), {}))
     with pytest.raises(UsageError, match=r"do not match this network for 24x37x3 images: bn1\.bias \[64\] is missing"):
         read(path, network_like("resnet18"))
 

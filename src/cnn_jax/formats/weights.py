@@ -219,7 +219,7 @@ def _other_classes(tensors: Mapping[str, Tensor], expected: Mapping[str, Any], h
     """The expected number of classes and that of the weights, if the shapes of the head differ in nothing else."""
     bias, names = f"{head}.bias", (f"{head}.bias", f"{head}.kernel", f"{head}.weight")
     names = [name for name in names if name in expected]
-    if not all(name in tensors and tensors[name].dtype in FLOATS for name in names):
+    if bias not in names or not all(name in tensors and tensors[name].dtype in FLOATS for name in names):
         return None
     given, (wanted,) = tensors[bias].shape, expected[bias].shape
     if len(given) != 1 or given[0] in (0, wanted):
