@@ -451,7 +451,7 @@ def test_mixup_or_cutmix():
 @pytest.mark.parametrize(
     ("setting", "shape", "message"),
     [
-        (Augment(shift=8), (9, 8, 1), "cannot shift images of 9x8 pixels by 8: set shift to at most 7"),
+        (Augment(shift=8), (9, 8, 1), "cannot shift images of 9x8 pixels by 8: set --shift to at most 7"),
         (Augment(shift=-1), (8, 8, 1), "shift must be at least 0, got -1"),
         (Augment(flip="rnadom"), (8, 8, 1), "unknown flip 'rnadom'"),
         (Augment(random_resized_crop=0.0), (8, 8, 1), "random_resized_crop must be more than 0 and at most 1, got 0"),

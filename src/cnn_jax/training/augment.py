@@ -508,7 +508,9 @@ def views(images: jax.Array, tta: TestTimeAugmentation) -> tuple[jax.Array, tupl
         height, width = images.shape[1:3]
         if min(height, width) < 2:
             raise UsageError(f"tta multicrop needs at least 2x2 pixels, the images have {height}x{width}: use flip")
-        padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+        # jnp.pad would do, but in jax 0.7 not for a symbolic number of images.
+        padded = jnp.concatenate([images[:, 1:2], images, images[:, -2:-1]], axis=1)
+        padded = jnp.concatenate([padded[:, :, 1:2], padded, padded[:, :, -2:-1]], axis=2)
         crops += [padded[:, :height, :width], padded[:, 2:, 2:]]
         weights = (0.25, 0.25, *(0.125,) * 4)
     return jnp.stack([view for crop in crops for view in (crop, crop[:, :, ::-1])]), weights
