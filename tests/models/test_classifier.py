@@ -70,8 +70,8 @@ def test_an_option_that_a_model_lacks_is_refused(option):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 0}, "--model-depth must be a positive integer below 2\\*\\*31, not 0"),
-        ({"width": -1}, "--model-width must be a positive integer below 2\\*\\*31, not -1"),
+        ({"depth": 0}, "--model-depth must be an integer from 1 to 1024, not 0"),
+        ({"width": -1}, "--model-width must be an integer from 1 to 1024, not -1"),
         ({"dropout": 1.0}, "--model-dropout must be at least 0 and less than 1, not 1.0"),
     ],
 )
