@@ -112,6 +112,13 @@ def test_other_architectures_are_told(network_like, path):
         read(path, network_like("resnet18"))
 
 
+@EVERY_MODEL
+def test_what_is_exported_is_the_same_on_all_platforms(network_like, model):
+    """Converters do not know what depends on the platform."""
+    network = network_like(model)
+    assert "platform" not in str(jax.make_jaxpr(network.probabilities)(np.zeros((1, *SHAPE), np.uint8)))
+
+
 @pytest.mark.parametrize("form", ["stablehlo", "onnx", "safetensors"])
 def test_a_network_with_statistics_is_exported(make_run, network_of, path, form):
     if form == "onnx":

@@ -134,10 +134,12 @@ class BatchNorm(nn.Module):
     Attributes:
         momentum: weight of the old value in the running averages: one minus PyTorch's ``momentum``.
         epsilon: added to the variance.
+        portable: compute the same on all platforms, for a program exported to all of them at once.
     """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    portable: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, batch: BatchContext | None = None) -> jax.Array:
@@ -150,10 +152,12 @@ class BatchNorm(nn.Module):
 
         arrays = (x, scale, bias, running_mean.value, running_var.value)
         normalize = functools.partial(_normalize, batch=batch, epsilon=self.epsilon)
-        # On CPUs, the batch is last, as in ``Conv``: two transpositions next to each other cancel.
-        y, mean, var = jax.lax.platform_dependent(
-            *arrays, cpu=functools.partial(normalize, batch_last=True), default=normalize
-        )
+        if self.portable:
+            y, mean, var = normalize(*arrays)
+        else:  # on CPUs, the batch is last, as in ``Conv``: two transpositions next to each other cancel
+            y, mean, var = jax.lax.platform_dependent(
+                *arrays, cpu=functools.partial(normalize, batch_last=True), default=normalize
+            )
         if batch is not None and not self.is_initializing():
             n = batch.num_examples() * math.prod(x.shape[1:-1])
             unbiased = var * (n / jnp.maximum(n - 1, 1))

@@ -34,7 +34,7 @@ class ResNet(ImageClassifier):
     def backbone(self, images: jax.Array, batch: BatchContext | None) -> jax.Array:
         """Images ``[N, H, W, C]`` to features ``[N, 512]``, or ``[N, 2048]`` from bottlenecks."""
         x = conv(64, 7, 2, self.portable, "conv1")(images)
-        x = overlapping_max_pool(nn.relu(BatchNorm(name="bn1")(x, batch)))
+        x = overlapping_max_pool(nn.relu(BatchNorm(portable=self.portable, name="bn1")(x, batch)))
         for stage, blocks in enumerate(self.BLOCKS):
             stride = 1 if stage == 0 else 2
             layer = _Stage(blocks, 64 * 2**stage, stride, self.BOTTLENECK, self.portable, name=f"layer{stage + 1}")
@@ -103,7 +103,7 @@ class _Block(nn.Module):
         for number, (features, kernel, stride) in enumerate(layers, start=1):
             y = y if number == 1 else nn.relu(y)
             y = conv(features, kernel, stride, self.portable, f"conv{number}")(y)
-            y = BatchNorm(name=f"bn{number}")(y, batch)
+            y = BatchNorm(portable=self.portable, name=f"bn{number}")(y, batch)
         if self.stride != 1 or features != x.shape[-1]:
             x = _Downsample(features, self.stride, self.portable, name="downsample")(x, batch)
         return nn.relu(y + x)
@@ -119,4 +119,4 @@ class _Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, batch: BatchContext | None) -> jax.Array:
         x = conv(self.features, 1, self.stride, self.portable, "0")(x)
-        return BatchNorm(name="1")(x, batch)
+        return BatchNorm(portable=self.portable, name="1")(x, batch)

@@ -65,4 +65,4 @@ class _ConvNorm(nn.Module):
 def _conv_norm(features: int, portable: bool, x: jax.Array, batch: BatchContext | None) -> jax.Array:
     """A 3x3 convolution, batch normalization and ReLU, as layers of the calling module."""
     x = Conv(features, (3, 3), "SAME", portable=portable, use_bias=False, name="conv")(x)
-    return nn.relu(BatchNorm(name="bn")(x, batch))
+    return nn.relu(BatchNorm(portable=portable, name="bn")(x, batch))

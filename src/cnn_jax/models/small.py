@@ -31,6 +31,6 @@ class SmallCNN(ImageClassifier):
         for number, factor in enumerate((1, 2, 4), start=1):
             options = {"relu_pool": True, "portable": self.portable}
             x = Conv(factor * self.width, (3, 3), "SAME", name=f"conv{number}", **options)(x)
-            x = BatchNorm(name=f"bn{number}")(x, batch)
+            x = BatchNorm(portable=self.portable, name=f"bn{number}")(x, batch)
         # Flattened in the order channel, row, column, as PyTorch does.
         return Dropout(self.dropout)(x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1), batch)

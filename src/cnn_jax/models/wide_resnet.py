@@ -45,7 +45,7 @@ class WideResNet(ImageClassifier):
             features = 16 * 2**group * self.width
             layer = _Group((self.depth - 4) // 6, features, stride, self.dropout, self.portable, name=f"group{group}")
             x = layer(x, batch)
-        return nn.relu(BatchNorm(name="bn")(x, batch)).mean((1, 2))
+        return nn.relu(BatchNorm(portable=self.portable, name="bn")(x, batch)).mean((1, 2))
 
 
 class _Group(nn.Module):
@@ -75,9 +75,9 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, batch: BatchContext | None) -> jax.Array:
-        first = nn.relu(BatchNorm(name="bn0")(x, batch))
+        first = nn.relu(BatchNorm(portable=self.portable, name="bn0")(x, batch))
         y = conv(self.features, 3, self.stride, self.portable, "conv0")(first)
-        y = nn.relu(BatchNorm(name="bn1")(y, batch))
+        y = nn.relu(BatchNorm(portable=self.portable, name="bn1")(y, batch))
         y = Dropout(self.dropout)(y, batch)
         y = conv(self.features, 3, 1, self.portable, "conv1")(y)
         if self.stride != 1 or self.features != x.shape[-1]:
