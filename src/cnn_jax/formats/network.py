@@ -55,7 +55,6 @@ class Network:
 
     def probabilities(self, images: jax.Array) -> jax.Array:
         """Map uint8 images ``[N, H, W, C]`` to probabilities float32 ``[N, classes]``, including the preprocessing."""
-        task = dataclasses.replace(self.task, model=self.task.model.clone(portable=True))
-        # The default precision on GPUs and TPUs is lower, and results would differ from those verified on a CPU.
-        with jax.default_matmul_precision("highest"):
-            return nn.softmax(task.logits(self.variables, images))
+        # In float32, because with a lower precision results would differ from those verified on a CPU.
+        task = dataclasses.replace(self.task, model=self.task.model.clone(portable=True), precision="float32")
+        return nn.softmax(task.logits(self.variables, images))

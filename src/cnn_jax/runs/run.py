@@ -166,8 +166,8 @@ class Run:
             logger.warning("verifying on random noise, because the test images cannot be loaded: %s", error)
             count = verify.sample_size(self.image_shape)
             images = np.random.default_rng(0).integers(0, 256, (count, *self.image_shape), np.uint8)
-        with jax.default_matmul_precision("highest"):  # as in the exported program
-            expected = self.predict(images)
+        # In float32, as the exported program.
+        expected = replace(self, task=replace(self.task, precision="float32")).predict(images)
         variables = jax.device_get(self.state.variables)
         network = Network(
             self.config.model, self.task, self.image_shape, self.class_names, variables.pop("params"), variables

@@ -129,6 +129,7 @@ def create_task(
         augment=Augment(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Augment)}),
         tta=config.tta,
         average_decay=config.average_decay or None,
+        precision=config.precision,
     )
 
 

@@ -9,6 +9,7 @@ import optax
 
 from cnn_jax.models.layers import BatchContext
 from cnn_jax.training.metrics import NO_STEP, Metrics, num_correct
+from cnn_jax.training.precision import matmul_precision
 from cnn_jax.training.sharding import device_index, sum_over_devices
 from cnn_jax.training.state import Params, TrainState, Variables
 from cnn_jax.training.task import Task
@@ -88,7 +89,8 @@ def train_step(
     (loss, (logits, model_state)), grads = value_and_grad(state.params, state.model_state, task, batch, key, axis_name)
     correct = num_correct(logits, batch.labels, batch.mask)
     grads, loss, correct = sum_over_devices((grads, loss, correct), axis_name)
-    updates, opt_state = task.optimizer.transformation().update(grads, state.opt_state, state.params)
+    with matmul_precision(task.precision):  # Muon multiplies matrices
+        updates, opt_state = task.optimizer.transformation().update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     averaged_params = state.averaged_params
     if averaged_params is not None:

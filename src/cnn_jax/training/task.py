@@ -1,6 +1,7 @@
 """What does not change during training: model, optimizer, loss and preprocessing."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,7 @@ from cnn_jax.models.layers import BatchContext
 from cnn_jax.training.augment import Augment, TestTimeAugmentation, views
 from cnn_jax.training.metrics import CrossEntropy
 from cnn_jax.training.optimizer import Optimizer
+from cnn_jax.training.precision import Precision, compute_in, matmul_precision
 from cnn_jax.training.state import Params, TrainState, Variables
 
 
@@ -53,6 +55,7 @@ class Task:
         augment: changes the training images at random.
         tta: the views of each image whose logits are averaged in inference.
         average_decay: decay of the exponential moving average of the parameters, or None for no average.
+        precision: the precision of matrix products and convolutions.
     """
 
     model: nn.Module
@@ -62,6 +65,7 @@ class Task:
     augment: Augment = Augment()  # noqa: RUF009 (frozen)
     tta: TestTimeAugmentation = "none"
     average_decay: float | None = None
+    precision: Precision = "float32"
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> TrainState:
         """Create the state at step 0.
@@ -84,11 +88,11 @@ class Task:
         )
 
     def logits(self, variables: Variables, images: jax.Array) -> jax.Array:
-        """Inference: map uint8 images ``[B, H, W, C]`` to logits ``[B, classes]``."""
+        """Inference: map uint8 images ``[B, H, W, C]`` to logits float32 ``[B, classes]``."""
         if self.tta == "none":
-            return self.model.apply(variables, self.preprocess(images))
+            return self._apply(variables, images)
         stacked, weights = views(images, self.tta)
-        logits = self.model.apply(variables, self.preprocess(stacked.reshape(-1, *images.shape[1:])))
+        logits = self._apply(variables, stacked.reshape(-1, *images.shape[1:]))
         return jnp.tensordot(jnp.asarray(weights), logits.reshape(len(weights), -1, logits.shape[-1]), axes=1)
 
     def train_logits(
@@ -104,12 +108,14 @@ class Task:
             key: determines dropout, together with the positions of the images in the batch.
 
         Returns:
-            The logits ``[B, classes]``, and the updated collections.
+            The logits float32 ``[B, classes]``, and the updated collections.
         """
-        return self.model.apply(
-            {"params": params, **model_state},
-            self.preprocess(images),
-            context,
-            mutable=list(model_state),
-            rngs={"dropout": key},
-        )
+        variables = {"params": params, **model_state}
+        return self._apply(variables, images, context, mutable=list(model_state), rngs={"dropout": key})
+
+    def _apply(self, variables: Variables, images: jax.Array, *args: Any, **options: Any) -> Any:
+        """Apply the model to uint8 images with the chosen precision."""
+        variables, images = compute_in(self.precision, variables, self.preprocess(images))
+        with matmul_precision(self.precision):
+            result = self.model.apply(variables, images, *args, **options)
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), result)

@@ -1,0 +1,43 @@
+"""The precision of matrix products and convolutions, which depends on the device unless it is chosen.
+
+| | CPU | GPU | TPU |
+| --- | --- | --- | --- |
+| ``"float32"`` | float32 | float32 | float32, as products of three bfloat16 parts |
+| ``"default"`` | float32 | TF32 factors, if the GPU has them | bfloat16 factors |
+| ``"bfloat16"`` | bfloat16 | bfloat16 | bfloat16 |
+
+TF32 and bfloat16 factors are rounded float32 numbers with 10 and 7 bits of mantissa; their products are added up in
+float32. With ``"bfloat16"``, also the numbers between the layers are bfloat16, which halves the memory traffic. In all
+cases, parameters, gradients, optimizer state, batch statistics and the loss are float32.
+"""
+
+import contextlib
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from cnn_jax.training.state import Variables
+
+Precision = Literal["float32", "default", "bfloat16"]
+
+
+def matmul_precision(precision: Precision) -> contextlib.AbstractContextManager:
+    """A context in which products of float32 numbers are traced with a precision; their gradients have the same."""
+    return jax.default_matmul_precision("float32") if precision == "float32" else contextlib.nullcontext()
+
+
+def compute_in(precision: Precision, variables: Variables, images: jax.Array) -> tuple[Variables, jax.Array]:
+    """Cast what a model multiplies: the images, and all parameters with several axes.
+
+    Biases and the parameters of normalization have one axis. The layers add and scale in float32, without this cast.
+
+    Args:
+        precision: the precision.
+        variables: the model's variables.
+        images: its input, float32.
+    """
+    if precision != "bfloat16":
+        return variables, images
+    cast = lambda leaf: leaf.astype(jnp.bfloat16) if leaf.ndim > 1 else leaf  # noqa: E731
+    return {**variables, "params": jax.tree.map(cast, variables["params"])}, images.astype(jnp.bfloat16)
