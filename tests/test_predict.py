@@ -16,7 +16,7 @@ from cnn_jax.config import Config
 from cnn_jax.runs.fit import fit
 from cnn_jax.runs.run import Run
 from cnn_jax.training import evaluation
-from cnn_jax.training.evaluation import _chunk_logits as chunk_logits
+from cnn_jax.training.evaluation import chunk_logits
 
 LINE = re.compile(r"(.*): (top|middle|bottom) (\d\.\d{4}), (top|middle|bottom) (\d\.\d{4})")
 
@@ -116,7 +116,7 @@ def test_a_batch_has_a_size_that_fits_its_images(run, dataset, monkeypatch, coun
         seen.extend([images.shape[1]] * images.shape[0])
         return chunk_logits(variables, images, **settings)
 
-    monkeypatch.setattr(evaluation, "_chunk_logits", record)
+    monkeypatch.setattr(evaluation, "chunk_logits", record)
     monkeypatch.setattr(evaluation, "MAX_BATCH_BYTES", 4 * 16 * 16)
     run.predict(dataset.test.images[:count])
     assert seen == batch_sizes

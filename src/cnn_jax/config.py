@@ -176,10 +176,11 @@ class TrainingConfig(Settings):
     class_weights: choice("none", "balanced") = setting(
         "weight the loss of each class by the inverse of its number of training examples (balanced)", default="none"
     )
-    precision: choice("float32", "default", "bfloat16") = setting(
-        "precision of matrix products and convolutions: float32 on all devices; the device's default, which GPUs and "
-        "TPUs compute faster and less accurately; or bfloat16 on all devices, with float32 parameters and loss",
-        default="float32",
+    precision: choice("default", "float32", "bfloat16") = setting(
+        "precision of matrix products and convolutions: the device's default, which on GPUs and TPUs is faster and "
+        "less accurate than float32; float32 on all devices; or bfloat16 on all devices, with float32 parameters and "
+        "loss",
+        default="default",
     )
     shuffle: Switch = setting("shuffle the training examples in every epoch, as determined by --seed", default=True)
     seed: Seed = setting(

@@ -45,8 +45,8 @@ def test_float32_products_have_the_highest_precision_everywhere(platform, optimi
         assert "bf16" not in line
 
 
-def test_float32_is_the_default():
-    assert Config().precision == create_task(Config(), 3).precision == "float32"
+def test_the_tutorial_computes_in_float32_everywhere():
+    assert create_task(Config.from_yaml("tutorial"), 10).precision == "float32"
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from scipy.special import logsumexp
 
+from cnn_jax.training.input import chunk_length
 from cnn_jax.training.sharding import BATCHES, REPLICATED, data_parallel, padded, replicate, shard_batches
 from cnn_jax.training.state import Variables
 from cnn_jax.training.task import Task
@@ -22,9 +23,6 @@ MAX_BATCH_BYTES = 1 << 20
 On a CPU with two processors, larger batches of 64x64 images are slower, and those of larger images are not faster. The
 first convolution takes 40 to 100 times the memory of the images.
 """
-
-MAX_CHUNK_BYTES = 1 << 26
-"""Maximum size in bytes of the images passed to one call of the compiled program."""
 
 
 class Score(NamedTuple):
@@ -81,7 +79,7 @@ def predict_logits(task: Task, variables: Variables, images: np.ndarray, *, batc
     """
     batch = padded(min(batch_size, max(1, len(images))), mesh)
     steps = -(-len(images) // batch)
-    chunk_steps = max(1, min(steps, MAX_CHUNK_BYTES // (batch * math.prod(images.shape[1:]))))
+    chunk_steps = chunk_length(steps, batch * math.prod(images.shape[1:]), max_steps=steps)
     variables = replicate(variables, mesh)
     chunks = []
     for start in range(0, max(1, len(images)), chunk_steps * batch):
@@ -89,16 +87,23 @@ def predict_logits(task: Task, variables: Variables, images: np.ndarray, *, batc
         filled = np.zeros((chunk_steps * batch, *images.shape[1:]), np.uint8)
         filled[: len(part)] = part
         batches = shard_batches(filled.reshape(chunk_steps, batch, *images.shape[1:]), mesh)
-        chunks.append(_chunk_logits(variables, batches, task=task, mesh=mesh))
+        chunks.append(chunk_logits(variables, batches, task=task, mesh=mesh))
     logits = np.concatenate(jax.device_get(chunks))
     return logits.reshape(-1, logits.shape[-1])[: len(images)]
 
 
 @partial(jax.jit, static_argnames=("task", "mesh"))
-def _chunk_logits(variables: Variables, images: jax.Array, *, task: Task, mesh: Mesh) -> jax.Array:
-    """Map images ``[steps, batch, H, W, C]`` to logits ``[steps, batch, classes]``, one batch at a time."""
+def chunk_logits(variables: Variables, images: jax.Array, *, task: Task, mesh: Mesh) -> jax.Array:
+    """Map images ``[steps, batch, H, W, C]`` to logits ``[steps, batch, classes]``, one batch at a time.
 
-    def chunk_logits(variables: Variables, images: jax.Array) -> jax.Array:
+    Args:
+        variables: the model's variables, replicated.
+        images: uint8, sharded over the batch.
+        task: the model and the preprocessing; static.
+        mesh: the devices; static.
+    """
+
+    def map_batches(variables: Variables, images: jax.Array) -> jax.Array:
         return jax.lax.map(partial(task.logits, variables), images)
 
-    return data_parallel(chunk_logits, mesh, (REPLICATED, BATCHES), BATCHES)(variables, images)
+    return data_parallel(map_batches, mesh, (REPLICATED, BATCHES), BATCHES)(variables, images)

@@ -41,6 +41,17 @@ def num_batches(num_examples: int, batch_size: int) -> int:
     return -(-num_examples // batch_size)
 
 
+def chunk_length(num_steps: int, step_bytes: int, max_steps: int = MAX_CHUNK_STEPS) -> int:
+    """The number of steps in a chunk.
+
+    Args:
+        num_steps: number of steps in all.
+        step_bytes: size in bytes of the images of a step, over all devices.
+        max_steps: maximum number of steps in a chunk.
+    """
+    return max(1, min(max_steps, num_steps, MAX_CHUNK_BYTES // step_bytes))
+
+
 class Source(Protocol):
     """A source of batches; a chunk depends only on the epoch and the steps."""
 
@@ -85,7 +96,7 @@ class ArraySource:
         self._order = (-1, np.empty(0, np.int32))  # the epoch and its order
         self.steps_per_epoch = num_batches(len(split), batch_size)
         step_bytes = padded(batch_size, mesh) * split.images[0].nbytes
-        self.chunk_steps = max(1, min(max_chunk_steps, self.steps_per_epoch, MAX_CHUNK_BYTES // step_bytes))
+        self.chunk_steps = chunk_length(self.steps_per_epoch, step_bytes, max_chunk_steps)
 
     def chunk(self, epoch: int, start: int, stop: int) -> Chunk:
         """See ``Source.chunk``."""

@@ -65,7 +65,7 @@ class Task:
     augment: Augment = Augment()  # noqa: RUF009 (frozen)
     tta: TestTimeAugmentation = "none"
     average_decay: float | None = None
-    precision: Precision = "float32"
+    precision: Precision = "default"
 
     def init(self, key: jax.Array, image_shape: tuple[int, int, int]) -> TrainState:
         """Create the state at step 0.

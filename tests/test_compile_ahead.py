@@ -1,0 +1,109 @@
+"""Programs for TPUs, compiled by their compiler on a machine without one."""
+
+import importlib
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from cnn_jax.config import Config
+
+pytestmark = [
+    pytest.mark.optimized,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[test,tpu]'"),
+    pytest.mark.xdist_group("libtpu"),
+]
+STATE_BYTES = 4 * 3 * 32_998
+"""Parameters of the lesson's network and two moments of Adam, without padding."""
+
+
+@pytest.fixture(scope="module")
+def ahead():
+    sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+    return importlib.import_module("compile_ahead")
+
+
+@pytest.fixture(scope="module")
+def measured(ahead):
+    """The figures of a program of a config on Fashion-MNIST."""
+    results = {}
+
+    def measure(target, program, config):
+        if (target, program, config) not in results:
+            recipe = ahead.Recipe("test", config, (28, 28, 1), 60_000, 10_000, 10)
+            lower = dict(recipe.programs(ahead.TARGETS[target].mesh()))[program]
+            results[target, program, config] = ahead.measure(lower(), ahead.TARGETS[target], recipe.steps_per_epoch)
+        return results[target, program, config]
+
+    return measure
+
+
+@pytest.mark.parametrize(("target", "num_devices"), [("v5e-1", 1), ("v5e-8", 8)])
+def test_the_step_convolves_on_the_device_and_fits(measured, target, num_devices):
+    figures = measured(target, "train", Config())
+    assert figures["convolutions"] >= 5  # two forward, two for kernels, one for the input of the second
+    # 100 images, forward and twice as much backward, without the gradient of the input; band matrices multiply more.
+    operations = 2 * (2 * 5 * 5 * 6 * 24 * 24 + 3 * 5 * 5 * 6 * 12 * 8 * 8 + 3 * (192 * 120 + 120 * 60 + 60 * 10))
+    assert figures["flops"] == pytest.approx(math.ceil(100 / num_devices) * operations, rel=0.3)
+    assert figures["memory_fraction"] < 0.01
+    assert figures["host_transfers"] == 0
+    assert figures["aliased_bytes"] >= STATE_BYTES  # the state of the last step gives its memory to that of the next
+    assert figures["estimated_seconds"] < 1e-3
+
+
+def test_one_device_communicates_with_nobody(measured):
+    assert measured("v5e-1", "train", Config())["collectives"] == []
+
+
+def test_gradients_loss_and_number_correct_are_summed_at_once(measured):
+    (only,) = measured("v5e-8", "train", Config())["collectives"]
+    assert only["operation"] == "all-reduce"
+    assert 4 * (32_998 + 2) <= only["bytes"] <= 4 * (32_998 + 2) + 512
+
+
+def test_batch_normalization_sums_its_mean_variance_and_their_gradients_too(measured):
+    config = Config(model="small", model_width=4, optimizer="sgd")
+    found = measured("v5e-8", "train", config)["collectives"]
+    assert {each["operation"] for each in found} == {"all-reduce"}
+    # Each needs the result of the one before it, so they cannot be one.
+    assert len(found) == 1 + 3 * 4
+    assert sum(each["bytes"] < 1000 for each in found) == 3 * 4
+
+
+def test_evaluation_communicates_nothing(measured):
+    figures = measured("v5e-8", "evaluate", Config())
+    assert figures["collectives"] == []
+    assert figures["convolutions"] >= 2
+
+
+def test_the_export_compiles(measured):
+    figures = measured("v5e-1", "export", Config())
+    assert figures["convolutions"] >= 2
+    assert figures["collectives"] == []
+
+
+def test_what_is_missing_is_told(ahead, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (row,) = ahead.compile_for("h100-1", ["tutorial"])
+    assert row["error"] == "jax_cuda12_plugin is not installed: pip install -e '.[cuda]'"
+
+
+def test_collectives_and_kernels_are_counted(ahead):
+    text = """
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %x = f32[4]{0} get-tuple-element(%p), index=1
+  %fusion.1 = (f32[4]{0}, f32[2,3]{1,0}) fusion(%x), kind=kLoop, calls=%fused
+  %psum.1 = (f32[4]{0}, bf16[2,3]{1,0}) all-reduce-start(%x, %y), replica_groups={}
+  %psum.2 = (f32[4]{0}, bf16[2,3]{1,0}) all-reduce-done(%psum.1)
+  ROOT %t = (s32[], f32[4]{0}) tuple(%i, %z)
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %copy.1 = f32[4]{0} copy(%p)
+  %while.1 = (s32[], f32[4]{0}) while(%t), condition=%cond, body=%body
+}
+"""
+    assert ahead.collectives(text) == [("all-reduce", 4 * 4 + 2 * 6)]
+    assert ahead.num_kernels(text) == 2
