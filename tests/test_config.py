@@ -48,7 +48,13 @@ def test_settings_that_a_resumed_run_may_change():
 def test_tutorial_preset():
     preset = Config.from_yaml("tutorial")
     expected = Config(
-        dataset="fashion_mnist", epochs=10, batch_size=100, learning_rate=0.01, shuffle=False, normalize=False
+        dataset="fashion_mnist",
+        epochs=10,
+        batch_size=100,
+        learning_rate=0.01,
+        shuffle=False,
+        normalize=False,
+        precision="float32",
     )
     assert preset == expected
 

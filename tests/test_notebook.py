@@ -1,5 +1,6 @@
 """The Colab notebook, from its first cell to its last."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -29,6 +30,8 @@ def test_it_runs(notebook, tmp_path):
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     printed = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     assert "cpu" in printed
+    assert "precision of products: float32\n" in printed
+    assert re.search(r"^compilation: \d+\.\d s\nepoch: \d+\.\d\d s, [\d,]+ images/s$", printed, flags=re.MULTILINE)
     assert "epoch: 0 total_correct: " in printed
     assert "test accuracy 0." in printed
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3  # curves, confusion, a test image
@@ -40,7 +43,13 @@ def test_it_runs(notebook, tmp_path):
 def test_the_train_cell_runs_again(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (cell,) = (cell for cell in notebook.cells if "fit(" in cell.source)
-    parameters = {"DATASET": "digits", "BATCH_SIZE": 100, "WORKDIR": "run", "SAVE_TO_DRIVE": False}
+    parameters = {
+        "DATASET": "digits",
+        "BATCH_SIZE": 100,
+        "PRECISION": "default",
+        "WORKDIR": "run",
+        "SAVE_TO_DRIVE": False,
+    }
 
     def train(epochs, if_it_exists):
         exec(cell.source, names := {**parameters, "EPOCHS": epochs, "IF_IT_EXISTS": if_it_exists})
