@@ -5,10 +5,11 @@
 
 For H100 targets, install '.[cuda]'. Every figure is the compiler's or calculated from the compiler's, none is measured:
 "estimate" is XLA's own for one step of the program, with perfect overlap and no waiting for the host, and "peak" the
-part of the chip's bfloat16 operations per second that it amounts to. XLA gives neither for GPUs. There, the table has
-the number of kernels, each of which takes some microseconds to launch. The program "train" takes a step, "evaluate"
-computes the logits of a batch of test images, and "export" is the exported StableHLO program, for one image on one
-device.
+part of the chip's bfloat16 operations per second that it amounts to. For GPUs, XLA gives no time, operations and
+traffic. There, the table has the number of kernels, each of which takes some microseconds to launch.
+
+The program "train" takes a step, "evaluate" computes the logits of a batch of test images, and "export" is the exported
+StableHLO program, for one image on one device.
 """
 
 import argparse
@@ -50,7 +51,7 @@ from cnn_jax.training.ahead import lower_evaluation, lower_training
 from cnn_jax.training.input import num_batches
 from cnn_jax.training.loop import create_task
 from cnn_jax.training.sharding import REPLICATED, make_mesh
-from cnn_jax.training.task import Task
+from cnn_jax.training.task import SCALE, Normalize, Task
 
 EXPORT_BATCH = 1
 """Number of images to classify with the exported program."""
@@ -147,8 +148,12 @@ class Recipe:
 
     @property
     def task(self) -> Task:
-        """What is trained."""
-        return create_task(self.config, self.num_classes, steps_per_epoch=self.steps_per_epoch)
+        """What is trained; the numbers that depend on the data are made up."""
+        channels = self.image_shape[2]
+        preprocess = Normalize((0.3,) * channels, (0.4,) * channels) if self.config.normalize else SCALE
+        weights = (1.0,) * self.num_classes if self.config.class_weights == "balanced" else None
+        options = {"steps_per_epoch": self.steps_per_epoch, "class_weights": weights}
+        return create_task(self.config, self.num_classes, preprocess, **options)
 
     def programs(self, mesh: Mesh) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
         """The names of the programs, and functions that lower them."""
@@ -200,8 +205,8 @@ def compile_for(name: str, presets: list[str]) -> Iterator[dict[str, Any]]:
     target = TARGETS[name]
     try:
         mesh = target.mesh()
-    except CnnJaxError as error:
-        yield {"target": name, "preset": "all", "program": "all", "error": str(error)}
+    except (CnnJaxError, RuntimeError) as error:
+        yield {"target": name, "preset": "all", "program": "all", "error": _first_line(error)}
         return
     for recipe in map(Recipe.of, presets):
         for program, lower in recipe.programs(mesh):
@@ -209,8 +214,12 @@ def compile_for(name: str, presets: list[str]) -> Iterator[dict[str, Any]]:
             steps = recipe.steps_per_epoch if program == "train" else None
             try:
                 yield row | measure(lower(), target, steps)
-            except jax.errors.JaxRuntimeError as error:
-                yield row | {"error": str(error).partition("\n")[0][:200]}
+            except RuntimeError as error:  # XLA's, if the program does not fit the device
+                yield row | {"error": _first_line(error)}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def measure(lowered: jax.stages.Lowered, target: Target, steps_per_epoch: int | None) -> dict[str, Any]:
@@ -240,7 +249,7 @@ def measure(lowered: jax.stages.Lowered, target: Target, steps_per_epoch: int | 
         "aliased_bytes": memory.alias_size_in_bytes,
         "memory_fraction": used / target.memory,
         "collectives": [{"operation": operation, "bytes": size} for operation, size in collectives(text)],
-        "convolutions": len(re.findall(r" convolution\(|\"__cudnn\$conv", text)),
+        "convolutions": len(re.findall(r" convolution\(.*window=|__cudnn\$conv", text)),
         "host_transfers": len(re.findall(r" (?:infeed|outfeed|send|recv)\(|host_compute", text)),
         "kernels": None if target.is_tpu else num_kernels(text),
         "estimated_seconds": estimate,
@@ -250,10 +259,9 @@ def measure(lowered: jax.stages.Lowered, target: Target, steps_per_epoch: int | 
 
 
 COLLECTIVE = re.compile(
-    r"= (?P<shape>.*?) (?P<operation>all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(-start)?\("
+    r"= (?P<shape>.*?) (?P<operation>all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
+    r"(?P<start>-start)?\("
 )
-SIZES = {"pred": 1, "u8": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
-"""Bytes of the types in HLO."""
 
 
 def collectives(text: str) -> list[tuple[str, int]]:
@@ -261,23 +269,29 @@ def collectives(text: str) -> list[tuple[str, int]]:
     found = []
     for line in text.splitlines():
         if match := COLLECTIVE.search(line):
-            shapes = re.findall(r"([a-z]+\d*)\[([\d,]*)\]", match["shape"])
-            size = sum(SIZES[kind] * math.prod(map(int, filter(None, shape.split(",")))) for kind, shape in shapes)
+            shapes = re.findall(r"[a-z]+(\d*)\w*\[([\d,]*)\]", match["shape"])  # such as bf16[2,3], pred[]
+            if match["start"] and match["operation"] != "all-reduce":  # the operand comes first
+                shapes = shapes[len(shapes) // 2 :]
+            size = sum(
+                int(bits or 8) // 8 * math.prod(map(int, filter(None, shape.split(",")))) for bits, shape in shapes
+            )
             found.append((match["operation"], size))
     return found
 
 
-NO_KERNEL = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "all-reduce-done")
+NO_KERNEL = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "partition-id", "replica-id")
+"""Operations without a kernel of their own, as those whose name ends with -done."""
 
 
 def num_kernels(text: str) -> int:
     """The number of kernels that a GPU launches in an iteration of the program's loop, or without one in all."""
-    loop = re.search(r" while\(.*body=%?([\w.\-]+)", text)
+    entry = text[re.search("^ENTRY ", text, flags=re.MULTILINE).start() :]
+    loop = re.search(r" while\(.*body=%?([\w.\-]+)", entry)
     head = re.escape(loop[1]) if loop else r"[\w.\-]+"
     start = re.search(rf"^{'' if loop else 'ENTRY '}%?{head} \(.*\{{$", text, flags=re.MULTILINE)
     body = text[start.end() : text.index("\n}", start.end())]
     operations = re.findall(r"^ *(?:ROOT )?%?[\w.\-]+ = .*? ([a-z][a-z\-]*)\(", body, flags=re.MULTILINE)
-    return sum(operation not in NO_KERNEL for operation in operations)
+    return sum(operation not in NO_KERNEL and not operation.endswith("-done") for operation in operations)
 
 
 def _amount(key: str, scale: float, digits: int = 1) -> Callable[[dict[str, Any]], str]:

@@ -1,5 +1,6 @@
 """Several devices share each batch, and compute the same as one."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -143,10 +144,12 @@ def test_two_devices_compute_the_same_as_one(dataset):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), params1, params2)
 
 
+@pytest.mark.parametrize("precision", ["default", "bfloat16"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_strict_types_and_ranks(dataset, count):
+def test_strict_types_and_ranks(dataset, count, precision):
     """No dtype and no rank is promoted silently."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        trainer = Trainer(CONFIG, dataset, jax.devices()[:count])
+        config = dataclasses.replace(CONFIG, precision=precision)
+        trainer = Trainer(config, dataset, jax.devices()[:count])
         *_, (record, _) = trainer.epochs(trainer.start())
     assert np.isfinite(record.test_loss)

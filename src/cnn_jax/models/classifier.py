@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from cnn_jax.errors import UsageError
-from cnn_jax.models.layers import BatchContext, Dense
+from cnn_jax.models.layers import BatchContext, Dense, accumulator_dtype
 
 
 class ImageClassifier(nn.Module):
@@ -52,7 +52,8 @@ class ImageClassifier(nn.Module):
             features = jax.lax.stop_gradient(self.backbone(images, None))
         else:
             features = self.backbone(images, batch)
-        return Dense(self.num_classes, name=self.HEAD)(features)
+        # Logits of 16 bits would be equal where they should not be.
+        return Dense(self.num_classes, dtype=accumulator_dtype(features.dtype), name=self.HEAD)(features)
 
     def backbone(self, images: jax.Array, batch: BatchContext | None) -> jax.Array:
         """Images ``[N, H, W, C]`` to features ``[N, F]``; called by ``__call__``, so that it can create layers."""

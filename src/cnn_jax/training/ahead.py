@@ -29,7 +29,7 @@ def lower_training(
         task: what to train.
         image_shape: ``(H, W, C)``.
         mesh: the devices.
-        batch_size: number of examples per step, over all devices.
+        batch_size: number of examples per step, over all devices; at most the number of training examples.
         steps_per_epoch: number of batches in an epoch.
     """
     state, metrics, key = _sharded(

@@ -7,8 +7,9 @@
 | ``"bfloat16"`` | bfloat16 | bfloat16 | bfloat16 |
 
 TF32 and bfloat16 factors are rounded float32 numbers with 10 and 7 bits of mantissa; their products are added up in
-float32. With ``"bfloat16"``, also the numbers between the layers are bfloat16, which halves the memory traffic. In all
-cases, parameters, gradients, optimizer state, batch statistics and the loss are float32.
+float32. With ``"bfloat16"``, also the numbers between the layers are bfloat16, which halves the memory traffic, and the
+last layer and Muon have the device's default precision. In all cases, parameters, gradients, optimizer state, batch
+statistics, logits and the loss are float32.
 
 On TPUs, XLA takes much longer to compile convolutions in float32: for the lesson's network, minutes instead of seconds.
 """
@@ -25,7 +26,7 @@ Precision = Literal["default", "float32", "bfloat16"]
 
 
 def matmul_precision(precision: Precision) -> contextlib.AbstractContextManager:
-    """A context in which products of float32 numbers are traced with a precision; their gradients have the same."""
+    """A context in which products of float32 numbers, and those of their gradients, are traced with a precision."""
     return jax.default_matmul_precision("float32") if precision == "float32" else contextlib.nullcontext()
 
 

@@ -93,7 +93,8 @@ class Task:
             return self._apply(variables, images)
         stacked, weights = views(images, self.tta)
         logits = self._apply(variables, stacked.reshape(-1, *images.shape[1:]))
-        return jnp.tensordot(jnp.asarray(weights), logits.reshape(len(weights), -1, logits.shape[-1]), axes=1)
+        logits = logits.reshape(len(weights), -1, logits.shape[-1])
+        return jnp.tensordot(jnp.asarray(weights), logits, axes=1, precision="highest")
 
     def train_logits(
         self, params: Params, model_state: Variables, images: jax.Array, context: BatchContext, key: jax.Array
@@ -117,5 +118,4 @@ class Task:
         """Apply the model to uint8 images with the chosen precision."""
         variables, images = compute_in(self.precision, variables, self.preprocess(images))
         with matmul_precision(self.precision):
-            result = self.model.apply(variables, images, *args, **options)
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), result)
+            return self.model.apply(variables, images, *args, **options)
