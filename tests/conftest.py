@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 
 import jax
 import numpy as np
@@ -14,6 +15,10 @@ def pytest_configure() -> None:
     """Use two devices, however many processors there are; called before jax initializes."""
     jax.config.update("jax_num_cpu_devices", 2)
     os.environ["JAX_NUM_CPU_DEVICES"] = "2"
+    # In the background and under nohup these are ignored, and so they would be in the processes that tests start.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)

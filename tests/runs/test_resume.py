@@ -161,6 +161,7 @@ def test_settings_that_determine_the_result_may_not_change(continue_run, finishe
         "channels": 1,
         "fit": "stretch",
         "skip_unreadable": True,
+        "precision": "bfloat16",
         "shuffle": False,
         "normalize": False,
         "model": "other",
