@@ -1,12 +1,13 @@
 """Compile the programs of the presets for TPUs and GPUs that this machine does not have, and print what they cost.
 
     pip install -e '.[tpu]'
-    python scripts/compile_ahead.py --targets v5e-1 v5e-8 --presets tutorial fast --json ahead.json
+    python scripts/compile_ahead.py --targets v5e-1 v5e-8 --presets cpu fast --json ahead.json
 
 For H100 targets, install '.[cuda]'. Every figure is the compiler's or calculated from the compiler's, none is measured:
 "estimate" is XLA's own for one step of the program, with perfect overlap and no waiting for the host, and "peak" the
-part of the chip's bfloat16 operations per second that it amounts to. For GPUs, XLA gives no time, operations and
-traffic. There, the table has the number of kernels, each of which takes some microseconds to launch.
+part of the chip's bfloat16 operations per second that it amounts to. XLA cannot estimate the time of every program. For
+GPUs, it gives no time, operations and traffic. There, the table has the number of kernels, each of which takes some
+microseconds to launch.
 
 The program "train" takes a step, "evaluate" computes the logits of a batch of test images, and "export" is the exported
 StableHLO program, for one image on one device.
@@ -236,7 +237,9 @@ def measure(lowered: jax.stages.Lowered, target: Target, steps_per_epoch: int | 
     text = compiled.as_text()
     # XLA counts the operations in a loop once.
     cost = compiled.cost_analysis() or {}
-    flops, estimate = cost.get("flops"), cost.get("optimal_seconds")
+    flops, estimate = cost.get("flops"), cost.get("optimal_seconds", -1)
+    if estimate < 0:  # so XLA marks operations whose time it cannot estimate
+        estimate = None
     memory = compiled.memory_analysis()
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     used -= memory.alias_size_in_bytes

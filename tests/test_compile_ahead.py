@@ -5,6 +5,8 @@ import math
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
@@ -97,6 +99,16 @@ def test_what_is_missing_is_told(ahead, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     (row,) = ahead.compile_for("h100-1", ["tutorial"])
     assert row["error"] == "jax_cuda12_plugin is not installed: pip install -e '.[cuda]'"
+
+
+def test_a_program_whose_time_xla_cannot_estimate_has_no_estimate(ahead):
+    compiled = mock.Mock()
+    compiled.as_text.return_value = "ENTRY %main (p: f32[4]) -> f32[4] {\n  %p = f32[4]{0} parameter(0)\n}\n"
+    compiled.cost_analysis.return_value = {"flops": 1e9, "optimal_seconds": -22.9}
+    sizes = ("argument", "temp", "output", "alias")
+    compiled.memory_analysis.return_value = SimpleNamespace(**{f"{name}_size_in_bytes": 0 for name in sizes})
+    figures = ahead.measure(mock.Mock(compile=lambda: compiled), ahead.TARGETS["v5e-1"], 600)
+    assert figures["estimated_seconds"] is figures["estimated_epoch_seconds"] is figures["peak_fraction"] is None
 
 
 def test_collectives_and_kernels_are_counted(ahead):
