@@ -107,8 +107,8 @@ class Recipe:
         self._network = SmallCNN(dataset.image_shape, len(dataset.class_names), model.width, model.dropout)
         self._network.to(self._device, memory_format=torch.channels_last)
         self._train, self._test = (self._to_tensors(split) for split in (dataset.train, dataset.test))
-        rate, steps = self._task.optimizer.learning_rate, config.epochs * -(-len(dataset.train) // config.batch_size)
-        self._rates = [rate] * steps if isinstance(rate, float) else jax.vmap(rate)(jnp.arange(steps)).tolist()
+        steps = config.epochs * -(-len(dataset.train) // config.batch_size)
+        self._rates = (config.learning_rate * jax.vmap(self._task.optimizer.schedule)(jnp.arange(steps))).tolist()
         self._steps = 0
         self._make_optimizer()
 

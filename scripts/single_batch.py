@@ -55,7 +55,7 @@ def main(args: Sequence[str]) -> int:
         print(f"  gradient of {jax.tree_util.keystr(path, simple=True, separator='.')}: {list(grad.shape)}")
 
     print("Update the weights")
-    updates, _ = task.optimizer.transformation().update(grads, state.opt_state, state.params)
+    updates, _ = task.optimizer.update(grads, state.opt_state, state.params, config.learning_rate)
     params = optax.apply_updates(state.params, updates)
     (loss, (logits, _)), _ = value_and_grad(params, state.model_state, task, batch, key)
     print(f"loss2: {loss:.6f}")

@@ -19,7 +19,7 @@ from cnn_jax.training.task import Task
 
 Arrays = dict[str, np.ndarray]
 
-TASK = Task(CNN(10), Optimizer(0.01))
+TASK = Task(CNN(10), Optimizer())
 KEY = jax.random.key(0)
 LAYERS = ("conv1", "conv2", "fc1", "fc2", "out")
 PYTORCH_NAMES = {"kernel": "weight", "bias": "bias"}
@@ -45,7 +45,7 @@ def training(reference: Arrays) -> tuple[list[float], list[Params]]:
     state = initial_state(reference)
     losses, params = [], []
     for step in range(STEPS):
-        state, metrics = train_step(state, batch_of(reference, step), KEY, task=TASK)
+        state, metrics = train_step(state, batch_of(reference, step), KEY, 0.01, task=TASK)
         losses.append(float(metrics.loss))
         # Copies, for the next step reuses the memory.
         params.append(jax.tree.map(np.array, state.params))
@@ -129,7 +129,7 @@ def test_losses_of_the_lesson_agree(reference):
     state, losses = initial_state(reference), []
     for start in range(0, 12_000, 100):
         batch = Batch.of(train.images[start : start + 100], train.labels[start : start + 100])
-        state, metrics = train_step(state, batch, KEY, task=TASK)
+        state, metrics = train_step(state, batch, KEY, 0.01, task=TASK)
         losses.append(float(metrics.loss))
     np.testing.assert_allclose(losses[:40], reference["lesson_losses"][:40], rtol=1e-5)
     assert np.mean(losses) == pytest.approx(reference["lesson_losses"].mean(), rel=0.01)

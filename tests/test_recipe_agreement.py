@@ -66,7 +66,7 @@ def test_training_steps_agree(pytorch_recipe, dataset, optimizer):
     for part in (slice(0, 16), slice(16, 32)):
         peer._train_step(images[part], labels[part])
         batch = Batch.of(jnp.asarray(dataset.train.images[part]), jnp.asarray(dataset.train.labels[part]))
-        state, _ = train_step(state, batch, jax.random.key(0), task=task)
+        state, _ = train_step(state, batch, jax.random.key(0), 0.01, task=task)
     end = variables_of(peer._network)
     for name in ("conv2", "bn1", "out") if optimizer == "adamw" else ("conv2", "conv3"):
         for kind in end["params"][name].keys() & set(kinds):

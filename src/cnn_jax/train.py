@@ -39,7 +39,8 @@ def main(args: Sequence[str]) -> int:
     # Slow imports come after the flags are parsed.
     from cnn_jax.report.console import EpochPrinter
     from cnn_jax.report.tables import best_epoch
-    from cnn_jax.runs.fit import StoppedError, fit, ran_out_of_patience, reached_target, resume
+    from cnn_jax.runs.fit import StoppedError, fit, resume
+    from cnn_jax.training.history import ran_out_of_patience, reached_target
 
     with EpochPrinter(config.epochs) as printer, cli.StopSignals() as signals:
         try:

@@ -43,7 +43,7 @@ def relative_error(actual, expected):
 
 def logits_of(params, num_classes, images):
     with jax.default_matmul_precision("highest"):
-        return np.asarray(Task(create_model("cnn", num_classes), Optimizer(0.01)).logits({"params": params}, images))
+        return np.asarray(Task(create_model("cnn", num_classes), Optimizer()).logits({"params": params}, images))
 
 
 def assert_same(ours, theirs):

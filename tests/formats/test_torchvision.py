@@ -81,7 +81,7 @@ def test_they_give_torchvisions_logits(published, images, path):
     torch.save(network.state_dict(), path)
     weights = open_weights(path)
     variables = weights.variables(model, abstract(model, 5), SHAPE)
-    task = Task(create_model(model, 5), Optimizer(0.01), preprocess=weights.preprocess)
+    task = Task(create_model(model, 5), Optimizer(), preprocess=weights.preprocess)
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(jax.jit(task.logits)(variables, images))
     assert_close(ours, torch_logits(network, images, IMAGENET))

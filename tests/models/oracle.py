@@ -106,7 +106,7 @@ def inference_error(model, network, images):
     network.eval()
     with torch.no_grad():
         theirs = network(torch.tensor(images.transpose(0, 3, 1, 2) / np.float32(255))).numpy()
-    ours = jax.jit(Task(model, Optimizer(0.01)).logits)(variables_of(network.state_dict()), images)
+    ours = jax.jit(Task(model, Optimizer()).logits)(variables_of(network.state_dict()), images)
     assert 0.1 < np.abs(theirs).max() < 100
     return np.abs(ours - theirs).max()
 
@@ -128,7 +128,7 @@ def training_errors(model, network, images, labels):
     variables = variables_of(network.state_dict())
     model_state = {"batch_stats": variables["batch_stats"]}
     step = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=2)
-    task = Task(model, Optimizer(0.01), preprocess=scale)
+    task = Task(model, Optimizer(), preprocess=scale)
     with float64():
         batch = Batch.of(images, labels)
         result = step(variables["params"], model_state, task, batch, jax.random.key(0))

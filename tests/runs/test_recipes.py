@@ -10,11 +10,11 @@ from helpers import CONFIG, assert_same_state, stop_at
 from cnn_jax.data import Dataset, Split
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.runs.checkpoint import newest_metadata
-from cnn_jax.runs.fit import StoppedError, fit, ran_out_of_patience
+from cnn_jax.runs.fit import StoppedError, fit
 from cnn_jax.runs.metadata import RunMetadata
 from cnn_jax.runs.run import load_run
 from cnn_jax.runs.workdir import Workdir
-from cnn_jax.training.history import EpochRecord
+from cnn_jax.training.history import EpochRecord, ran_out_of_patience
 
 RECIPE = dataclasses.replace(
     CONFIG,
@@ -53,8 +53,8 @@ def test_a_stopped_run_resumes_bitwise_equal(trained, train, continue_run, tmp_p
 def test_a_loaded_run_has_the_same_task(trained):
     loaded = load_run(trained.workdir)
     assert loaded.task == trained.task
-    assert loaded.task.optimizer.learning_rate.updates == 4 * 5 // 2
-    assert loaded.task.optimizer.learning_rate.warmup == 2
+    assert loaded.task.optimizer.schedule.updates == 4 * 5 // 2
+    assert loaded.task.optimizer.schedule.warmup == 2
 
 
 def test_test_time_augmentation_averages_the_mirror_image(trained, dataset):

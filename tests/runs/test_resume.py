@@ -132,7 +132,7 @@ def test_run_killed_before_its_first_checkpoint_can_be_started_again(train, kill
 
 
 def test_settings_are_written_before_the_first_checkpoint(train, tmp_path, monkeypatch):
-    monkeypatch.setattr("cnn_jax.runs.fit.CheckpointWriter", mock.Mock(side_effect=CnnJaxError("no room")))
+    monkeypatch.setattr("cnn_jax.runs.recorder.CheckpointWriter", mock.Mock(side_effect=CnnJaxError("no room")))
     with pytest.raises(CnnJaxError, match="no room"):
         train(CONFIG, tmp_path)
     assert Config.from_yaml(tmp_path / "config.yaml") == CONFIG

@@ -12,8 +12,9 @@ from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split
 from cnn_jax.errors import UsageError
-from cnn_jax.runs.fit import fit, reached_target
+from cnn_jax.runs.fit import fit
 from cnn_jax.runs.run import load_run
+from cnn_jax.training.history import reached_target
 
 CONFIG = Config(epochs=4, batch_size=10, dataset="squares", seed=3)
 

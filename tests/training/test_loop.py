@@ -59,7 +59,7 @@ def test_epoch_equals_a_python_loop(dataset, shuffle, make_trainer):
     for first in range(0, 47, 10):
         indices = order[first : first + 10]
         images, labels = dataset.train.images[indices], dataset.train.labels[indices]
-        state, metrics = train_step(state, Batch.of(images, labels), jax.random.key(0), task=TASK)
+        state, metrics = train_step(state, Batch.of(images, labels), jax.random.key(0), 0.01, task=TASK)
         total_loss += float(metrics.loss)
         total_correct += int(metrics.num_correct)
     assert record.step == state.step == 5

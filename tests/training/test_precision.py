@@ -29,7 +29,7 @@ def batch_of(side=16):
 def products(task, platform) -> list[str]:
     """The matrix products and convolutions of a training step, as StableHLO for a platform."""
     state = jax.eval_shape(lambda: task.init(KEY, (16, 16, 1)))
-    lowered = train_step.trace(state, batch_of(), KEY, task=task).lower(lowering_platforms=(platform,))
+    lowered = train_step.trace(state, batch_of(), KEY, 0.01, task=task).lower(lowering_platforms=(platform,))
     lines = [
         line for line in lowered.as_text().splitlines() if re.search(r"stablehlo\.(dot_general|convolution)", line)
     ]
@@ -104,7 +104,7 @@ def test_bfloat16_keeps_float32_parameters_gradients_and_loss():
     assert 0 < distance / norm < 0.2  # rounding decides which of nearly equal numbers max-pooling takes
 
     before = dtypes(state)
-    new_state, metrics = train_step(state, batch_of(), KEY, task=task)
+    new_state, metrics = train_step(state, batch_of(), KEY, 0.01, task=task)
     assert dtypes(new_state) == before
     assert metrics.loss.dtype == jnp.float32
 

@@ -62,7 +62,8 @@ def test_devices_exchange_one_sum_per_step(dataset):
         start.state,
         start.metrics,
         trainer._source.chunk(0, 0, 3),
-        trainer._step_key,
+        trainer.step_key,
+        trainer._learning_rate,
         task=trainer.task,
         mesh=trainer.mesh,
     ).compile()
@@ -109,7 +110,7 @@ dataset = Dataset("noise", split(23), split(9), ("a", "b", "c"))
 # The last batch has two examples; with eight devices most parts of it are all padding.
 config = Config(dataset="noise", epochs=2, batch_size=7)
 for count in (1, 2, 3, 8):
-    task = Task(Network(), Optimizer(0.003), augment=Augment(flip='random', shift=2), average_decay=0.5)
+    task = Task(Network(), Optimizer(), augment=Augment(flip='random', shift=2), average_decay=0.5)
     trainer = Trainer(config, dataset, jax.devices()[:count], task)
     *_, (record, progress) = trainer.epochs(trainer.start())
     leaves = [np.array(leaf, np.float64).ravel() for leaf in jax.tree.leaves(progress.state)]

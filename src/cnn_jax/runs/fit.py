@@ -7,13 +7,12 @@ import logging
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cnn_jax import data
 from cnn_jax.config import Config
@@ -21,18 +20,15 @@ from cnn_jax.data import Dataset, background
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.files import expanded
 from cnn_jax.formats.weights import Weights
-from cnn_jax.report import tensorboard
-from cnn_jax.runs.checkpoint import CheckpointWriter, holds_only_a_start, newest_metadata, restore
+from cnn_jax.runs.checkpoint import holds_only_a_start, newest_metadata, restore
 from cnn_jax.runs.checks import check_dataset, check_same, check_usable
 from cnn_jax.runs.metadata import RunMetadata
-from cnn_jax.runs.outputs import MIN_STEPS, first_line, report_files, warn_if_constant, warn_if_untrained
 from cnn_jax.runs.pretrained import is_published, open_pretrained
-from cnn_jax.runs.run import Run, count_parameters, load_config
-from cnn_jax.runs.summary import summarize
+from cnn_jax.runs.recorder import Recorder
+from cnn_jax.runs.run import Run, load_config
 from cnn_jax.runs.workdir import Workdir
 from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import ChunkReport, Progress, Trainer, create_task_for
-from cnn_jax.training.metrics import CrossEntropy
 from cnn_jax.training.sharding import replicate
 from cnn_jax.training.state import TrainState
 
@@ -47,13 +43,26 @@ class StoppedError(CnnJaxError):
         super().__init__(f"stopped after step {step}: continue with {resume}")
 
 
-class _Outputs(NamedTuple):
-    """What ``fit`` writes and calls."""
+class Training(NamedTuple):
+    """A run that is ready to be trained.
 
-    report: bool
-    on_epoch: Callable[[EpochRecord], None]
-    on_chunk: Callable[[ChunkReport], None]
-    stop_requested: Callable[[], bool]
+    Attributes:
+        directory: the run directory, which is locked.
+        trainer: trains the run.
+        dataset: the examples.
+        metadata: the metadata of the run where it starts.
+        start: the progress from which it starts.
+    """
+
+    directory: Workdir
+    trainer: Trainer
+    dataset: Dataset
+    metadata: RunMetadata
+    start: Progress
+
+    def recorder(self, **options: Any) -> Recorder:
+        """Create what writes the files of the run; the options are those of ``Recorder``."""
+        return Recorder(self.directory, self.trainer, self.dataset, self.metadata, **options)
 
 
 def fit(
@@ -88,23 +97,8 @@ def fit(
         CnnJaxError: the data cannot be downloaded, a file cannot be written, or the loss is not finite.
         StoppedError: a stop was requested.
     """
-    check_usable(config)
-    config = _with_absolute_paths(config)
-    weights = _open_weights(config)
-    directory = None if workdir is None else Workdir(Path(workdir))
-    if directory is not None:
-        directory.check_unused()
-    config, dataset = _resolve(config, dataset)
-    check_dataset(config, dataset)
-    trainer = _create_trainer(config, dataset, devices, weights)
-    start = _start(trainer, config, dataset, weights)
-    directory = directory or Workdir(_make_default_workdir(config))
-    directory.create()
-    with directory.locked():
-        directory.check_unused()  # again: another process may have created it
-        metadata = _describe(config, trainer, dataset)
-        outputs = _Outputs(report, on_epoch, on_chunk, stop_requested)
-        return _train(directory, trainer, dataset, metadata, start, outputs)
+    with starting(config, workdir, dataset=dataset, devices=devices) as training:
+        return train(training, report=report, on_epoch=on_epoch, on_chunk=on_chunk, stop_requested=stop_requested)
 
 
 def resume(
@@ -142,16 +136,73 @@ def resume(
         CnnJaxError: as in ``fit``, or all checkpoints are damaged.
         StoppedError: a stop was requested.
     """
+    with resuming(workdir, dataset=dataset, devices=devices, **changes) as training:
+        return train(training, report=report, on_epoch=on_epoch, on_chunk=on_chunk, stop_requested=stop_requested)
+
+
+@contextlib.contextmanager
+def starting(
+    config: Config,
+    workdir: str | Path | None = None,
+    *,
+    dataset: Dataset | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    data_of: Training | None = None,
+) -> Iterator[Training]:
+    """Yield a new run that is ready to be trained, and hold the lock of its directory.
+
+    Args:
+        config: as in ``fit``.
+        workdir: as in ``fit``.
+        dataset: as in ``fit``.
+        devices: as in ``fit``.
+        data_of: a run with the same ``DataConfig``, whose dataset is used instead.
+    """
+    check_usable(config)
+    config = with_absolute_paths(config)
+    weights = _open_weights(config)
+    directory = None if workdir is None else Workdir(Path(workdir))
+    if directory is not None:
+        directory.check_unused()
+    config, dataset = _resolve(config, dataset, data_of)
+    check_dataset(config, dataset)
+    trainer = _create_trainer(config, dataset, devices, weights or _same_preprocess(config, data_of))
+    start = _start(trainer, config, dataset, weights)
+    directory = directory or Workdir(make_default_workdir(config))
+    directory.create()
+    with directory.locked():
+        directory.check_unused()  # again: another process may have created it
+        yield Training(directory, trainer, dataset, _describe(config, trainer, dataset, data_of), start)
+
+
+@contextlib.contextmanager
+def resuming(
+    workdir: str | Path,
+    *,
+    dataset: Dataset | str | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    data_of: Training | None = None,
+    **changes: Any,
+) -> Iterator[Training]:
+    """Yield a run that is ready to be continued, and hold the lock of its directory.
+
+    Args:
+        workdir: as in ``resume``.
+        dataset: as in ``resume``.
+        devices: as in ``resume``.
+        data_of: as in ``starting``.
+        **changes: as in ``resume``.
+    """
     directory = Workdir(Path(workdir))
     if isinstance(dataset, str):
         changes, dataset = changes | {"dataset": dataset}, None
-    config = _with_absolute_paths(dataclasses.replace(load_config(directory.path), **changes))
+    config = with_absolute_paths(dataclasses.replace(load_config(directory.path), **changes))
     check_usable(config)
     saved = _saved_metadata(directory)
     trained = load_config(directory.path) if saved is None else saved.config
     if dataset is None and config.dataset != "auto":  # before the data is read, which may take long
         check_same(config, trained, directory)
-    config, dataset = _resolve(config, dataset)
+    config, dataset = _resolve(config, dataset, data_of)
     check_same(config, trained, directory)
     check_dataset(config, dataset)
     weights = _open_weights(config) if saved is None else None
@@ -159,135 +210,80 @@ def resume(
     start = _start(trainer, config, dataset, weights) if saved is None else None
     directory.create()
     with directory.locked():
-        metadata = _describe(config, trainer, dataset)
+        metadata = _describe(config, trainer, dataset, data_of)
         if start is None:
             start, history = _restore(trainer, directory, metadata)
             metadata = metadata.at(history, start)
         if start.step > config.epochs * trainer.steps_per_epoch:
             epoch = -(-start.step // trainer.steps_per_epoch)
             raise UsageError(f"{directory.path} is already in epoch {epoch}: --epochs must be at least {epoch}")
-        outputs = _Outputs(report, on_epoch, on_chunk, stop_requested)
-        return _train(directory, trainer, dataset, metadata, start, outputs)
+        yield Training(directory, trainer, dataset, metadata, start)
 
 
-def reached_target(config: Config, history: Sequence[EpochRecord]) -> bool:
-    """Whether the last epoch reached ``config.target_accuracy``; False if that is None or there is no epoch."""
-    return (
-        bool(history)
-        and config.target_accuracy is not None
-        and history[-1].selection_accuracy >= config.target_accuracy
-    )
-
-
-def ran_out_of_patience(config: Config, history: Sequence[EpochRecord]) -> bool:
-    """Whether the last ``config.patience`` epochs have not improved the validation accuracy; False if that is None."""
-    if config.patience is None or not history:
-        return False
-    accuracies = [record.selection_accuracy for record in history]
-    return len(history) - 1 - accuracies.index(max(accuracies)) >= config.patience
-
-
-def _train(
-    directory: Workdir,
-    trainer: Trainer,
-    dataset: Dataset,
-    metadata: RunMetadata,
-    progress: Progress,
-    outputs: _Outputs,
+def train(
+    training: Training,
+    *,
+    report: bool = True,
+    verbose: bool = True,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    on_chunk: Callable[[ChunkReport], None] = lambda report: None,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Run:
-    """Train from ``progress`` to the end, writing all files of the run directory."""
-    config, history = metadata.config, list(metadata.history)
-    directory.write_config(config)  # first, so that the run can be resumed from here on
-    with CheckpointWriter(directory.checkpoints) as checkpoints, contextlib.ExitStack() as stack:
+    """Train from the start or the newest checkpoint to the end, writing all files of the run directory.
 
-        def save(progress: Progress, accuracy: float | None = None) -> None:
-            trainer.check_finite(progress.metrics)
-            checkpoints.save(progress.state, metadata.at(history, progress).to_json(), accuracy)
+    Args:
+        training: what ``starting`` or ``resuming`` yields.
+        report: as in ``fit``.
+        verbose: whether to log what is trained, and warn if the network learns nothing.
+        on_epoch: as in ``fit``.
+        on_chunk: as in ``fit``.
+        stop_requested: as in ``fit``.
+
+    Raises:
+        CnnJaxError: a file cannot be written, or the loss is not finite.
+        StoppedError: a stop was requested.
+    """
+    trainer, progress = training.trainer, training.start
+    with training.recorder(verbose=verbose, on_epoch=on_epoch) as recorder:
 
         def stop_if_requested(progress: Progress) -> None:
-            if outputs.stop_requested():
-                save(progress)
-                raise StoppedError(directory.path.absolute(), progress.step)
+            if stop_requested():
+                recorder.save(progress)
+                raise StoppedError(training.directory.path.absolute(), progress.step)
 
         def before_chunk(progress: Progress) -> None:
             stop_if_requested(progress)
-            if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and progress.step > 0:
-                save(progress)
+            if recorder.is_due(progress.step):
+                recorder.save(progress)
 
-        save(progress)
-        checkpoints.wait()
-        logger.info(first_line(trainer, dataset, config.model))
-        directory.write_history(history)
-        on_record = [directory.append_history, outputs.on_epoch]
-        if config.tensorboard:
-            events = tensorboard.EventFiles(directory.path / "tensorboard", history, trainer.steps_per_epoch)
-            on_record.insert(1, stack.enter_context(events).append)
+        recorder.start(progress)
         compile_seconds = trainer.compile()
-        epochs = trainer.epochs(progress, on_chunk=outputs.on_chunk, before_chunk=before_chunk)
-        for record, progress in () if _is_finished(config, history) else epochs:
-            history.append(record)
-            save(progress, record.selection_accuracy)
-            for call in on_record:
-                call(record)
-            is_time = record.step >= MIN_STEPS > record.step - trainer.steps_per_epoch
-            if is_time and trainer.task.loss == CrossEntropy() and not trainer.task.augment.mixes:
-                warn_if_untrained(record, trainer.steps_per_epoch, len(dataset.class_names))
-            if _is_finished(config, history):
+        epochs = trainer.epochs(progress, on_chunk=on_chunk, before_chunk=before_chunk)
+        for record, progress in () if recorder.is_finished else epochs:
+            recorder.end_epoch(record, progress)
+            if recorder.is_finished:
                 break
-        stop_if_requested(progress)
-        summary, logits = _evaluate(trainer, config, history, dataset, progress.state, compile_seconds)
-        directory.write_summary(summary)
-        report = (
-            report_files(config, history, trainer.steps_per_epoch, dataset, logits, summary) if outputs.report else {}
+        return recorder.finish(
+            progress.state,
+            compile_seconds=compile_seconds,
+            report=report,
+            before_file=lambda: stop_if_requested(progress),
         )
-        for name, write in report.items():
-            stop_if_requested(progress)
-            with directory.replacing(name) as path:
-                write(path)
-        stop_if_requested(progress)
-    state = jax.device_put(progress.state, jax.devices()[0])  # on one device, as load_run returns it
-    return Run.of(directory, dataclasses.replace(metadata, history=tuple(history)), trainer.task, state)
 
 
-def _is_finished(config: Config, history: Sequence[EpochRecord]) -> bool:
-    """Whether training stops before the last epoch."""
-    return reached_target(config, history) or ran_out_of_patience(config, history)
-
-
-def _evaluate(
-    trainer: Trainer,
-    config: Config,
-    history: Sequence[EpochRecord],
-    dataset: Dataset,
-    state: TrainState,
-    compile_seconds: float,
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Score the final parameters on the test split; return the summary of the run and the logits."""
-    score, logits = trainer.evaluate(state, "test")
-    if history[-1].step >= MIN_STEPS:
-        warn_if_constant(logits, dataset)
-    summary = summarize(
-        config,
-        history,
-        dataset,
-        num_parameters=count_parameters(state.params),
-        test_score=score,
-        compile_seconds=compile_seconds,
-        devices=trainer.mesh.devices.ravel().tolist(),
-    )
-    return summary, logits
-
-
-def _resolve(config: Config, dataset: Dataset | None) -> tuple[Config, Dataset]:
+def _resolve(config: Config, dataset: Dataset | None, data_of: Training | None) -> tuple[Config, Dataset]:
     """Load the dataset if none is given, and put its name into the config."""
-    if dataset is None:
+    if data_of is not None:
+        dataset = data_of.dataset
+    elif dataset is None:
         dataset = data.load(config)
     else:
         dataset = data.with_validation(dataset, config.validation_fraction, config.split_seed)
     return dataclasses.replace(config, dataset=dataset.name), dataset
 
 
-def _with_absolute_paths(config: Config) -> Config:
+def with_absolute_paths(config: Config) -> Config:
+    """The same settings for any working directory."""
     paths = {name: getattr(config, name) for name in ("data_dir", "init_from")}
     absolute = {
         name: str(expanded(path).absolute())
@@ -302,9 +298,10 @@ def _open_weights(config: Config) -> Weights | None:
     return None if config.init_from is None else open_pretrained(config.init_from)
 
 
-def _make_default_workdir(config: Config) -> Path:
+def make_default_workdir(config: Config, prefix: str = "") -> Path:
+    """Create a new directory in ``runs``, named after the dataset, the model and the time."""
     dataset = f"folder-{Path(config.dataset).name}"[:100] if config.dataset.startswith("folder:") else config.dataset
-    name = re.sub(r"[^\w.-]+", "-", f"{dataset}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
+    name = re.sub(r"[^\w.-]+", "-", f"{prefix}{dataset}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
     for number in itertools.count(1):
         path = Path("runs", name if number == 1 else f"{name}-{number}")
         try:
@@ -322,6 +319,14 @@ def _create_trainer(
     """Create a trainer with the preprocessing of ``source``, the run to resume or pretrained weights, if known."""
     preprocess = source.preprocess if source is not None and config.normalize else None
     return Trainer(config, dataset, devices, create_task_for(config, dataset, preprocess))
+
+
+def _same_preprocess(config: Config, data_of: Training | None) -> RunMetadata | None:
+    """The run whose preprocessing, which its dataset determines, is also that of a new run; None if there is none."""
+    if data_of is None:
+        return None
+    before = data_of.metadata.config
+    return data_of.metadata if before.normalize and config.normalize and before.init_from is None else None
 
 
 def _start(trainer: Trainer, config: Config, dataset: Dataset, weights: Weights | None) -> Progress:
@@ -344,18 +349,19 @@ def _saved_metadata(directory: Workdir) -> RunMetadata | None:
     return RunMetadata.from_json(newest_metadata(directory.checkpoints), directory.path)
 
 
-def _describe(config: Config, trainer: Trainer, dataset: Dataset) -> RunMetadata:
+def _describe(config: Config, trainer: Trainer, dataset: Dataset, data_of: Training | None) -> RunMetadata:
     """The metadata of a run before its first step."""
+    same = None if data_of is None else data_of.metadata
     return RunMetadata(
         config=config,
         device_count=trainer.mesh.size,
         image_shape=dataset.image_shape,
         class_names=dataset.class_names,
-        data_sha256=dataset.sha256,
+        data_sha256=same.data_sha256 if same else dataset.sha256,
         steps_per_epoch=trainer.steps_per_epoch,
         preprocess=trainer.task.preprocess,
         class_weights=trainer.task.loss.class_weights,
-        dark_background=background.is_dark(dataset.train.images),
+        dark_background=same.dark_background if same else background.is_dark(dataset.train.images),
     )
 
 

@@ -37,6 +37,10 @@ NAMES = (
 logger = logging.getLogger("cnn_jax")
 
 
+class LockedError(UsageError):
+    """Another process is training in a run directory."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Workdir:
     """A run directory."""
@@ -127,14 +131,14 @@ class Workdir:
         The operating system releases the lock when the process ends, even if it is killed.
 
         Raises:
-            UsageError: another process holds the lock.
+            LockedError: another process holds the lock.
         """
         with files.open_regular(self.path / LOCK) as file:  # read-only, so that the disk can be remounted read-only
             try:
                 self._lock(file)
                 files.remove_temporaries(self.path)
             except BlockingIOError:
-                raise UsageError(
+                raise LockedError(
                     f"another process is training in {self.path}: wait for it, or choose another --workdir"
                 ) from None
             except OSError as error:

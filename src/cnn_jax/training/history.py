@@ -1,9 +1,11 @@
 """The training history: one record per epoch."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+
+from cnn_jax.config import Config
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,20 @@ class EpochRecord:
 
     def __str__(self) -> str:
         return self.line()
+
+
+def reached_target(config: Config, history: Sequence[EpochRecord]) -> bool:
+    """Whether the last epoch reached ``config.target_accuracy``; False if that is None or there is no epoch."""
+    return (
+        bool(history)
+        and config.target_accuracy is not None
+        and history[-1].selection_accuracy >= config.target_accuracy
+    )
+
+
+def ran_out_of_patience(config: Config, history: Sequence[EpochRecord]) -> bool:
+    """Whether the last ``config.patience`` epochs have not improved the validation accuracy; False if that is None."""
+    if config.patience is None or not history:
+        return False
+    accuracies = [record.selection_accuracy for record in history]
+    return len(history) - 1 - accuracies.index(max(accuracies)) >= config.patience

@@ -52,6 +52,36 @@ def chunk_length(num_steps: int, step_bytes: int, max_steps: int = MAX_CHUNK_STE
     return max(1, min(max_steps, num_steps, MAX_CHUNK_BYTES // step_bytes))
 
 
+class BatchIndices(NamedTuple):
+    """Which examples the batches of consecutive steps have.
+
+    Attributes:
+        indices: int32 ``[steps, batch]``; padding repeats the epoch's last example.
+        mask: bool ``[steps, batch]``, False for padding.
+        num_examples: int32 ``[steps]``, number of examples in each batch, excluding padding.
+    """
+
+    indices: np.ndarray
+    mask: np.ndarray
+    num_examples: np.ndarray
+
+    @classmethod
+    def of(cls, order: np.ndarray, steps: range, batch_size: int, padded_size: int) -> "BatchIndices":
+        """The batches of some steps of an epoch.
+
+        Args:
+            order: the epoch's order of the examples, int32 ``[N]``.
+            steps: the steps, counted from the start of the epoch; those after its end are all padding.
+            batch_size: number of examples per batch.
+            padded_size: the same with padding.
+        """
+        first = np.arange(steps.start, steps.stop, dtype=np.int32) * np.int32(batch_size)
+        places = np.arange(padded_size, dtype=np.int32)
+        num_examples = np.clip(len(order) - first, 0, batch_size).astype(np.int32)
+        indices = order[np.minimum(first[:, np.newaxis] + places, len(order) - 1)]
+        return cls(indices, places < num_examples[:, np.newaxis], num_examples)
+
+
 class Source(Protocol):
     """A source of batches; a chunk depends only on the epoch and the steps."""
 
@@ -100,29 +130,20 @@ class ArraySource:
 
     def chunk(self, epoch: int, start: int, stop: int) -> Chunk:
         """See ``Source.chunk``."""
-        order = self._epoch_order(epoch)
         images, labels = self._split.images, self._split.labels
-        batch = padded(self._batch_size, self._mesh)
-        steps = np.arange(start, stop)
-        num_examples = np.zeros(self.chunk_steps, np.int32)
-        num_examples[: len(steps)] = np.minimum(self._batch_size, len(order) - steps * self._batch_size)
-        mask = np.arange(batch) < num_examples[:, np.newaxis]
-        places = np.minimum(steps[:, np.newaxis] * self._batch_size + np.arange(batch), len(order) - 1)
-        chosen = order[places]
-        arrays = Batch(
-            np.empty((self.chunk_steps, batch, *images.shape[1:]), np.uint8),
-            np.zeros((self.chunk_steps, batch), np.int32),
-            mask,
-            replicate(num_examples, self._mesh),
-            replicate(np.full(self.chunk_steps, epoch, np.int32), self._mesh),
-        )
+        steps, length = range(start, start + self.chunk_steps), stop - start
+        padded_size = padded(self._batch_size, self._mesh)
+        batches = BatchIndices.of(self.epoch_order(epoch), steps, self._batch_size, padded_size)
+        chosen = np.empty((*batches.indices.shape, *images.shape[1:]), np.uint8)
         # Ten times as fast as indexing, which also makes a copy.
-        np.take(images, chosen, axis=0, out=arrays.images[: len(steps)], mode="clip")
-        arrays.labels[: len(steps)] = labels[chosen]
-        batches = shard_batches(arrays[:3], self._mesh)
-        return Chunk(Batch(*batches, *arrays[3:]), replicate(np.int32(len(steps)), self._mesh))
+        np.take(images, batches.indices[:length], axis=0, out=chosen[:length], mode="clip")
+        sharded = shard_batches((chosen, labels[batches.indices], batches.mask), self._mesh)
+        epochs = np.full(self.chunk_steps, epoch, np.int32)
+        replicated = replicate((batches.num_examples, epochs, np.int32(length)), self._mesh)
+        return Chunk(Batch(*sharded, *replicated[:2]), replicated[2])
 
-    def _epoch_order(self, epoch: int) -> np.ndarray:
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """The order of the examples in an epoch, int32 ``[N]``."""
         if self._order[0] != epoch:
             self._order = (epoch, epoch_order(len(self._split), self._seed, epoch, self._shuffle))
         return self._order[1]

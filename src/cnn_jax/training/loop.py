@@ -30,7 +30,14 @@ from cnn_jax.training.task import SCALE, Normalize, Task
 
 @partial(jax.jit, static_argnames=("task", "mesh"), donate_argnames="state")
 def train_chunk(
-    state: TrainState, metrics: Metrics, chunk: Chunk, key: jax.Array, *, task: Task, mesh: Mesh
+    state: TrainState,
+    metrics: Metrics,
+    chunk: Chunk,
+    key: jax.Array,
+    learning_rate: jax.Array,
+    *,
+    task: Task,
+    mesh: Mesh,
 ) -> tuple[TrainState, Metrics]:
     """Take the steps of a chunk, in one compiled program for any number of steps.
 
@@ -41,6 +48,7 @@ def train_chunk(
         metrics: the metrics of the epoch so far.
         chunk: the batches, sharded over the devices.
         key: the run's random key, the same for all steps.
+        learning_rate: the highest one, a float32 scalar.
         task: the model, optimizer, loss and preprocessing; static.
         mesh: the devices; static.
 
@@ -48,17 +56,19 @@ def train_chunk(
         The state after the chunk, and the metrics of the epoch including it.
     """
 
-    def take_steps(state: TrainState, metrics: Metrics, chunk: Chunk, key: jax.Array) -> tuple[TrainState, Metrics]:
+    def take_steps(
+        state: TrainState, metrics: Metrics, chunk: Chunk, key: jax.Array, learning_rate: jax.Array
+    ) -> tuple[TrainState, Metrics]:
         def body(step: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
             state, metrics = carry
             batch = jax.tree.map(lambda batches: batches[step], chunk.batches)
-            state, step_metrics = train_step(state, batch, key, task=task, axis_name=AXIS)
+            state, step_metrics = train_step(state, batch, key, learning_rate, task=task, axis_name=AXIS)
             return state, metrics + step_metrics
 
         return jax.lax.fori_loop(0, chunk.num_steps, body, (state, metrics))
 
-    in_specs = (REPLICATED, REPLICATED, CHUNK_SPECS, REPLICATED)
-    return data_parallel(take_steps, mesh, in_specs, REPLICATED)(state, metrics, chunk, key)
+    in_specs = (REPLICATED, REPLICATED, CHUNK_SPECS, REPLICATED, REPLICATED)
+    return data_parallel(take_steps, mesh, in_specs, REPLICATED)(state, metrics, chunk, key, learning_rate)
 
 
 def create_state(task: Task, image_shape: tuple[int, int, int], key: jax.Array, mesh: Mesh) -> TrainState:
@@ -106,13 +116,11 @@ def create_task(
         freeze_backbone=frozen,
     )
     schedule = Schedule(
-        config.learning_rate,
         config.schedule,
         updates=config.epochs * steps_per_epoch // config.accumulate,
         warmup=-(-num_steps(config.warmup, steps_per_epoch) // config.accumulate),
     )
     optimizer = Optimizer(
-        config.learning_rate if schedule.is_constant else schedule,
         config.optimizer,
         weight_decay=config.weight_decay,
         momentum=config.momentum,
@@ -120,6 +128,7 @@ def create_task(
         accumulate=config.accumulate,
         backbone_rate=0.0 if frozen else config.backbone_rate,
         head=model.HEAD,
+        schedule=schedule,
     )
     return Task(
         model,
@@ -213,9 +222,13 @@ class Trainer:
         max_chunk_steps: maximum number of steps in a chunk.
 
     Attributes:
+        config: the settings.
+        dataset: the examples.
         task: the task that is trained.
         mesh: the devices.
+        step_key: the random key of the steps, into which each step is folded.
         steps_per_epoch: number of batches in an epoch.
+        chunk_steps: maximum number of steps in a chunk.
         selection_split: the name of the split that is scored after each epoch.
         abstract_state: the shapes and dtypes of the state.
 
@@ -232,8 +245,8 @@ class Trainer:
         task: Task | None = None,
         max_chunk_steps: int = MAX_CHUNK_STEPS,
     ):
-        self._config = config
-        self._dataset = dataset
+        self.config = config
+        self.dataset = dataset
         self.mesh = make_mesh(devices)
         self.task = task or create_task_for(config, dataset)
         self.task.augment.check(dataset.image_shape)
@@ -247,10 +260,12 @@ class Trainer:
             max_chunk_steps=max_chunk_steps,
         )
         self.steps_per_epoch = self._source.steps_per_epoch
+        self.chunk_steps = self._source.chunk_steps
         self.selection_split = "validation" if "validation" in dataset.splits else "test"
         self._key = jax.random.key(config.seed)
         # The key itself initializes the parameters.
-        self._step_key = replicate(jax.random.fold_in(self._key, 1), self.mesh)
+        self.step_key = replicate(jax.random.fold_in(self._key, 1), self.mesh)
+        self._learning_rate = replicate(np.float32(config.learning_rate), self.mesh)
         self.abstract_state = abstract_state(self.task, dataset.image_shape)
         if self._batch_size == 1 and self.abstract_state.model_state and config.freeze == "none":
             raise UsageError(
@@ -260,7 +275,7 @@ class Trainer:
 
     def start(self) -> Progress:
         """The progress at step 0, with parameters determined by the config's seed."""
-        state = create_state(self.task, self._dataset.image_shape, self._key, self.mesh)
+        state = create_state(self.task, self.dataset.image_shape, self._key, self.mesh)
         return Progress(0, state, self._no_metrics(), 0.0)
 
     def compile(self) -> float:
@@ -293,16 +308,19 @@ class Trainer:
         """
         state, metrics = replicate((progress.state, progress.metrics), self.mesh)
         progress = Progress(progress.step, state, metrics, progress.seconds)
-        for epoch in range(progress.step // self.steps_per_epoch, self._config.epochs):
+        while progress.step < self.config.epochs * self.steps_per_epoch:
             progress = self._train_epoch(progress, on_chunk, before_chunk)
-            score, _ = self.evaluate(progress.state, self.selection_split)
-            record = self._record(epoch, progress, score)
-            progress = Progress(progress.step, progress.state, self._no_metrics(), 0.0)
+            record, progress = self.end_epoch(progress)
             yield record, progress
+
+    def end_epoch(self, progress: Progress) -> tuple[EpochRecord, Progress]:
+        """Score the state at the end of an epoch; return the epoch's record, and the progress with no metrics yet."""
+        score, _ = self.evaluate(progress.state, self.selection_split)
+        return self._record(progress, score), Progress(progress.step, progress.state, self._no_metrics(), 0.0)
 
     def evaluate(self, state: TrainState, split: str) -> tuple[Score, np.ndarray]:
         """Score the dataset's split of that name; return its score and logits float32 ``[N, classes]``."""
-        images, labels = self._dataset.splits[split].images, self._dataset.splits[split].labels
+        images, labels = self.dataset.splits[split].images, self.dataset.splits[split].labels
         logits = predict_logits(self.task, state.variables, images, batch_size=self._batch_size, mesh=self.mesh)
         return score(logits, labels), logits
 
@@ -311,7 +329,7 @@ class Trainer:
         if (step := int(metrics.first_nonfinite_step)) != NO_STEP:
             raise NonFiniteError(
                 f"the loss or the gradient is not finite at step {step}: start a new run with a --learning-rate below "
-                f"{self._config.learning_rate:g}"
+                f"{self.config.learning_rate:g}"
             )
 
     def _train_epoch(
@@ -327,7 +345,7 @@ class Trainer:
         while done < self.steps_per_epoch:
             before_chunk(Progress(step, state, metrics, time.perf_counter() - began))
             report = ChunkReport(epoch, done, self.steps_per_epoch, metrics)
-            stop = min(self._next_stop(step) - first_step, self.steps_per_epoch)
+            stop = min(self.next_stop(step) - first_step, self.steps_per_epoch)
             state, metrics = self._train_chunk(state, metrics, epoch, done, stop)
             self.check_finite(report.metrics)
             on_chunk(report)
@@ -336,24 +354,28 @@ class Trainer:
         self.check_finite(metrics)
         return Progress(step, state, metrics, time.perf_counter() - began)
 
-    def _next_stop(self, step: int) -> int:
+    def next_stop(self, step: int) -> int:
         """The step to end the next chunk at: after a full chunk, or earlier if a checkpoint is due."""
-        stop = step + self._source.chunk_steps
-        if every := self._config.checkpoint_every:
+        stop = step + self.chunk_steps
+        if every := self.config.checkpoint_every:
             stop = min(stop, (step // every + 1) * every)
         return stop
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """The order of the training examples in an epoch, int32 ``[N]``."""
+        return self._source.epoch_order(epoch)
 
     def _train_chunk(
         self, state: TrainState, metrics: Metrics, epoch: int, start: int, stop: int
     ) -> tuple[TrainState, Metrics]:
         chunk = self._source.chunk(epoch, start, stop)
-        return train_chunk(state, metrics, chunk, self._step_key, task=self.task, mesh=self.mesh)
+        return train_chunk(state, metrics, chunk, self.step_key, self._learning_rate, task=self.task, mesh=self.mesh)
 
-    def _record(self, epoch: int, progress: Progress, score: Score) -> EpochRecord:
+    def _record(self, progress: Progress, score: Score) -> EpochRecord:
         train = progress.metrics
         scores = {f"{self.selection_split}_loss": score.loss, f"{self.selection_split}_accuracy": score.accuracy}
         return EpochRecord(
-            epoch=epoch,
+            epoch=progress.step // self.steps_per_epoch - 1,
             step=progress.step,
             total_correct=int(train.num_correct),
             loss=float(train.loss),

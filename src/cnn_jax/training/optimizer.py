@@ -17,14 +17,13 @@ from cnn_jax.training.state import Params
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate that depends on the number of updates.
+    """The learning rate of each update, as a fraction of the highest one.
 
     Attributes:
-        peak: the highest learning rate.
         kind: how it goes on after the warm-up: ``"constant"``, or ``"linear"``, ``"cosine"`` or ``"one-cycle"`` down to
             zero after ``updates``. In ``"one-cycle"`` (Smith & Topin, https://arxiv.org/abs/1708.07120) the warm-up
-            starts at ``peak / 25``, follows a cosine too, and by default is 30 % of the updates, as in PyTorch, which
-            also changes the momentum.
+            starts at 1 / 25, follows a cosine too, and by default is 30 % of the updates, as in PyTorch, which also
+            changes the momentum.
         updates: the number of updates in the run.
         warmup: the number of updates in which the rate rises linearly from zero.
 
@@ -32,7 +31,6 @@ class Schedule:
         UsageError: the warm-up is as long as the run.
     """
 
-    peak: float
     kind: Literal["constant", "linear", "cosine", "one-cycle"] = "constant"
     updates: int = 0
     warmup: int = 0
@@ -45,22 +43,22 @@ class Schedule:
             )
 
     def __call__(self, count: jax.Array) -> jax.Array:
-        """The learning rate after ``count`` updates, a float32 scalar."""
+        """The fraction after ``count`` updates, a float32 scalar."""
         decay = self.updates - self.warmup
         match self.kind:
             case "one-cycle":
                 # Half an update more, as optax rounds the number of updates down.
                 fraction = (self.warmup + 0.5) / self.updates if self.warmup else 0.3
-                return optax.cosine_onecycle_schedule(self.updates, self.peak, fraction)(count)
+                return optax.cosine_onecycle_schedule(self.updates, 1.0, fraction)(count)
             case "linear":
-                after = optax.linear_schedule(self.peak, 0.0, decay)
+                after = optax.linear_schedule(1.0, 0.0, decay)
             case "cosine":
-                after = optax.cosine_decay_schedule(self.peak, decay)
+                after = optax.cosine_decay_schedule(1.0, decay)
             case _:
-                after = optax.constant_schedule(self.peak)
+                after = optax.constant_schedule(1.0)
         if not self.warmup:
             return after(count)
-        return optax.join_schedules([optax.linear_schedule(0.0, self.peak, self.warmup), after], [self.warmup])(count)
+        return optax.join_schedules([optax.linear_schedule(0.0, 1.0, self.warmup), after], [self.warmup])(count)
 
     @property
     def is_constant(self) -> bool:
@@ -78,8 +76,9 @@ def num_steps(duration: str, steps_per_epoch: int) -> int:
 class Optimizer:
     """Turns gradients into updates of the parameters. By default it is Adam, with the defaults of optax and PyTorch.
 
+    The learning rate is not a part of it but an argument, so that programs compiled for one learning rate serve all.
+
     Attributes:
-        learning_rate: constant, or a schedule.
         name: ``"adam"`` (Kingma & Ba, https://arxiv.org/abs/1412.6980), ``"adamw"`` (Loshchilov & Hutter,
             https://arxiv.org/abs/1711.05101), ``"sgd"`` with Nesterov momentum as in PyTorch, or ``"muon"`` (Jordan et
             al., https://kellerjordan.github.io/posts/muon/) for kernels except the head's, with Adam for the rest.
@@ -90,12 +89,12 @@ class Optimizer:
         accumulate: the number of steps whose gradients are averaged for one update.
         backbone_rate: factor of the learning rate of all layers but the head; 0 freezes them.
         head: the name of the last layer.
+        schedule: how the learning rate changes.
 
     Raises:
         UsageError: weight decay with ``"adam"``.
     """
 
-    learning_rate: float | Schedule
     name: Literal["adam", "adamw", "sgd", "muon"] = "adam"
     weight_decay: float = 0.0
     momentum: float = 0.9
@@ -103,12 +102,33 @@ class Optimizer:
     accumulate: int = 1
     backbone_rate: float = 1.0
     head: str = "out"
+    schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
         if self.name == "adam" and self.weight_decay:
             raise UsageError("adam has no weight decay: use --optimizer adamw")
 
-    def transformation(self) -> optax.GradientTransformation:
+    def init(self, params: Params) -> optax.OptState:
+        """The initial state."""
+        return self._transformation(1.0).init(params)
+
+    def update(
+        self, grads: Params, state: optax.OptState, params: Params, learning_rate: jax.typing.ArrayLike
+    ) -> tuple[optax.Updates, optax.OptState]:
+        """Compute what to add to the parameters.
+
+        Args:
+            grads: the gradient of the loss.
+            state: the state before the update.
+            params: the parameters before the update.
+            learning_rate: the highest one, a float32 scalar.
+
+        Returns:
+            The updates, with the structure of ``params``, and the state after the update.
+        """
+        return self._transformation(learning_rate).update(grads, state, params)
+
+    def _transformation(self, learning_rate: jax.typing.ArrayLike) -> optax.GradientTransformation:
         """Create the optax optimizer; parts that do nothing are left out."""
         parts = [self._scale()]
         if self.clip_norm is not None:
@@ -117,7 +137,9 @@ class Optimizer:
             parts.append(optax.add_decayed_weights(self.weight_decay, mask=_is_kernel))
         if self.backbone_rate != 1:
             parts.append(optax.masked(optax.scale(self.backbone_rate), self._is_backbone))
-        chain = optax.chain(*parts, optax.scale_by_learning_rate(self.learning_rate))
+        constant = self.schedule.is_constant
+        rate = learning_rate if constant else lambda count: learning_rate * self.schedule(count)
+        chain = optax.chain(*parts, optax.scale_by_learning_rate(rate))
         return optax.MultiSteps(chain, self.accumulate).gradient_transformation() if self.accumulate > 1 else chain
 
     def _scale(self) -> optax.GradientTransformation:

@@ -1,8 +1,7 @@
 """Data parallelism: every device has a copy of the state and computes its part of every batch.
 
 The devices communicate once per step, to sum the gradients of their parts, and for the statistics of each batch
-normalization. Other modules do not depend on the number of
-devices.
+normalization. Other modules do not depend on the number of devices.
 
 On a CPU, ``JAX_NUM_CPU_DEVICES`` sets the number of devices; the commands use one device per processor. XLA runs many
 operations on a single processor, so two devices with half a batch each are faster than one device with both processors:
@@ -30,6 +29,9 @@ REPLICATED = PartitionSpec()
 BATCHES = PartitionSpec(None, AXIS)
 """The sharding of arrays ``[steps, batch, ...]``."""
 
+MEMBERS = PartitionSpec(AXIS)
+"""The sharding of arrays ``[members, ...]``."""
+
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Create a mesh of devices, by default of all local devices."""
@@ -49,6 +51,11 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
 def shard_batches(tree: Tree, mesh: Mesh) -> Tree:
     """Shard arrays ``[steps, batch, ...]`` over the batch axis."""
     return jax.device_put(tree, NamedSharding(mesh, BATCHES))
+
+
+def shard_members(tree: Tree, mesh: Mesh) -> Tree:
+    """Shard arrays ``[members, ...]`` over their first axis."""
+    return jax.device_put(tree, NamedSharding(mesh, MEMBERS))
 
 
 def data_parallel(function: Callable[..., Any], mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable[..., Any]:

@@ -70,7 +70,13 @@ def loss_fn(
 
 @partial(jax.jit, static_argnames=("task", "axis_name"), donate_argnames="state")
 def train_step(
-    state: TrainState, batch: Batch, key: jax.Array, *, task: Task, axis_name: str | None = None
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    learning_rate: jax.typing.ArrayLike,
+    *,
+    task: Task,
+    axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Take one training step: forward pass, loss, gradient, update.
 
@@ -78,6 +84,7 @@ def train_step(
         state: the state before the step; its memory is donated.
         batch: the examples.
         key: the run's random key, into which the step is folded.
+        learning_rate: the highest one, a float32 scalar.
         task: the model, optimizer, loss and preprocessing; static.
         axis_name: the axis that the batch is sharded over, inside ``jax.shard_map``; static.
 
@@ -90,7 +97,7 @@ def train_step(
     correct = num_correct(logits, batch.labels, batch.mask)
     grads, loss, correct = sum_over_devices((grads, loss, correct), axis_name)
     with matmul_precision(task.precision):  # Muon multiplies matrices
-        updates, opt_state = task.optimizer.transformation().update(grads, state.opt_state, state.params)
+        updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params, learning_rate)
     params = optax.apply_updates(state.params, updates)
     averaged_params = state.averaged_params
     if averaged_params is not None:

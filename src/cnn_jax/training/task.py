@@ -83,7 +83,7 @@ class Task:
             step=jnp.zeros((), jnp.int32),
             params=params,
             model_state=model_state,
-            opt_state=self.optimizer.transformation().init(params),
+            opt_state=self.optimizer.init(params),
             averaged_params=None if self.average_decay is None else jax.tree.map(jnp.copy, params),
         )
 
