@@ -250,6 +250,63 @@ def parse(
         UsageError: unknown argument (the nearest known flag is suggested) or invalid value.
         SystemExit: after printing the help, if asked for.
     """
+    parser, given = _parse(flags, args, module)
+    return _create(flags, parser, {**defaults, **given})
+
+
+def parse_several(
+    flags: type[Flags], args: Sequence[str], *, module: str, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[Flags, dict[str, tuple[Any, ...]]]:
+    """Parse a command line on which the flags in groups, except switches and sizes, take several values.
+
+    Args:
+        flags: as in ``parse``.
+        args: as in ``parse``.
+        module: as in ``parse``.
+        defaults: as in ``parse``.
+
+    Returns:
+        The dataclass with the first value of each flag, and all values of those flags that were given several.
+
+    Raises:
+        UsageError: as in ``parse``.
+        SystemExit: as in ``parse``.
+    """
+    parser, given = _parse(flags, args, module, several=True)
+    several = {name: values for name, values in given.items() if isinstance(values, _Several)}
+    first = _create(flags, parser, {**defaults, **given, **{name: values[0] for name, values in several.items()}})
+    changed = {
+        name: tuple(getattr(_create(flags, parser, {**vars(first), name: value}), name) for value in values)
+        for name, values in several.items()
+        if len(values) > 1
+    }
+    return first, changed
+
+
+class _Several(list):
+    """The values of a flag that takes several."""
+
+
+class _StoreSeveral(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        setattr(namespace, self.dest, _Several(values))
+
+
+def _create(flags: type[Flags], parser: "_Parser", values: Mapping[str, Any]) -> Flags:
+    for field in dataclasses.fields(flags):
+        if field.default is dataclasses.MISSING and field.name not in values:
+            # argparse would name it before unknown flags
+            parser.error(f"{flag(field.name)} is required")
+    try:
+        return flags(**values)
+    except InvalidSettingError as error:
+        parser.error(f"{flag(error.name)} {error.problem}")
+
+
+def _parse(
+    flags: type[Flags], args: Sequence[str], module: str, several: bool = False
+) -> tuple["_Parser", dict[str, Any]]:
+    """The parser of a command line, and the values by field name that were given on it, as text."""
     parser = _Parser(
         prog=f"python -m {module}",
         description=flags.__doc__,
@@ -266,22 +323,16 @@ def parse(
         is_group = base is not flags and own
         group = parser.add_argument_group(base.__name__.removesuffix("Config").lower()) if is_group else parser
         for field in own:
-            known += _add_argument(group, field, hints[field.name], is_pair=is_group).option_strings
+            argument = _add_argument(group, field, hints[field.name], is_pair=is_group, several=several and is_group)
+            known += argument.option_strings
     positionals = [field.metadata["metavar"] for field in fields.values() if field.metadata["positional"]]
     parser.usage = " ".join(["%(prog)s", *positionals, "[options]"])
     end = args.index("--") if "--" in args else len(args)
-    dashed = [_flag(arg) if arg.startswith("--") else arg for arg in args[:end]]
+    dashed = [flag(arg) if arg.startswith("--") else arg for arg in args[:end]]
     given, unknown = parser.parse_known_intermixed_args([*dashed, *args[end:]])
     if unknown:
         parser.error(f"unknown argument {unknown[0]!r}{_suggest_argument(unknown[0], known)}")
-    values = {**defaults, **vars(given)}
-    for name, field in fields.items():
-        if field.default is dataclasses.MISSING and name not in values:  # argparse would name it before unknown flags
-            parser.error(f"{_flag(name)} is required")
-    try:
-        return flags(**values)
-    except InvalidSettingError as error:
-        parser.error(f"{_flag(error.name)} {error.problem}")
+    return parser, vars(given)
 
 
 def _suggest_argument(given: str, known: Sequence[str]) -> str:
@@ -310,14 +361,19 @@ class _HelpFormatter(argparse.HelpFormatter):
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False, break_long_words=False)
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
     """``--batch-size`` for a field named ``batch_size``, or for ``--batch_size=5`` the same with its value."""
     name, equals, value = name.partition("=")
     return f"--{name.removeprefix('--').replace('_', '-')}{equals}{value}"
 
 
 def _add_argument(
-    group: "argparse.ArgumentParser | argparse._ArgumentGroup", field: dataclasses.Field, hint: Any, is_pair: bool
+    group: "argparse.ArgumentParser | argparse._ArgumentGroup",
+    field: dataclasses.Field,
+    hint: Any,
+    *,
+    is_pair: bool,
+    several: bool,
 ) -> argparse.Action:
     """Add the argument of a field; ``Settings`` converts its text.
 
@@ -326,6 +382,7 @@ def _add_argument(
         field: the field.
         hint: its annotation.
         is_pair: whether a switch can be turned off too, for example if a config file turns it on.
+        several: whether it takes several values, unless it is a switch or its value has parts.
     """
     metadata = field.metadata
     kind, meta = type_and_meta(hint)
@@ -336,11 +393,13 @@ def _add_argument(
         options["metavar"] = metadata["metavar"] or meta.title
     if typing.get_origin(kind) is tuple:
         options["nargs"] = "+" if ... in typing.get_args(kind) else len(typing.get_args(kind))
+    elif several and kind is not bool:
+        options |= {"nargs": "+", "action": _StoreSeveral}
     if isinstance(field.default, int | float | str) and field.default is not False:
         options["help"] += f" (default: {'on' if field.default is True else field.default})"
     if metadata["positional"]:
         return group.add_argument(field.name, **options)
-    return group.add_argument(_flag(field.name), dest=field.name, **options)
+    return group.add_argument(flag(field.name), dest=field.name, **options)
 
 
 def use_every_processor() -> None:

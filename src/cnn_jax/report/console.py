@@ -5,11 +5,13 @@ import errno
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cnn_jax.report.sweep import Result
 from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import ChunkReport
 
@@ -56,14 +58,8 @@ class EpochPrinter:
     def epoch(self, record: EpochRecord) -> None:
         """Print the line of an epoch."""
         self._remove_bar()
-        try:
-            columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-            print(record.line(columns), flush=True)
-        except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
-            # The reader closed the pipe, or the terminal is gone: training continues.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        _print_line(record.line(columns))
 
     def __enter__(self) -> Self:
         return self
@@ -76,3 +72,65 @@ class EpochPrinter:
             with contextlib.suppress(OSError):
                 self._bar.stop()
             self._bar = None
+
+
+class SweepPrinter:
+    """Prints a line for each network of a sweep and, if standard error is a terminal, shows a progress bar there.
+
+    A context manager: leaving it removes the bar.
+
+    Args:
+        results: the networks that are trained already, and those that are not.
+        as_lines: whether to print lines.
+    """
+
+    def __init__(self, results: Sequence[Result], *, as_lines: bool = True):
+        self._as_lines = as_lines
+        self._total = len(results)
+        self._done = sum(result.is_done for result in results)
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("network {task.fields[number]}/{task.fields[networks]}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            TextColumn("epochs: {task.completed}/{task.total}"),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not console.is_terminal,
+        )
+        epochs = sum(result.config.epochs for result in results if not result.is_done)
+        self._task = self._bar.add_task("", total=epochs, number=self._done + 1, networks=self._total)
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Show the progress by an epoch."""
+        with contextlib.suppress(OSError):  # the terminal is gone
+            self._bar.advance(self._task)
+
+    def result(self, result: Result) -> None:
+        """Print the line of a network."""
+        self._done += 1
+        with contextlib.suppress(OSError):
+            self._bar.update(self._task, number=min(self._done + 1, self._total))
+        if self._as_lines:
+            _print_line(f"{self._done}/{self._total} {result.line()}")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with contextlib.suppress(OSError):
+            self._bar.stop()
+
+
+def _print_line(line: str) -> None:
+    """Print a line on standard output; if nobody reads it any more, training continues."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        # The reader closed the pipe, or the terminal is gone.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,318 @@
+"""Many runs that differ in their settings: training all of them, and their results.
+
+A sweep has a directory, with a run directory for each member. Everything is read from these, so a sweep can be
+interrupted at any moment and resumed, and any number of processes can work on it: each takes members that no other one
+is training.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cnn_jax import files
+from cnn_jax.config import Config, DataConfig
+from cnn_jax.data import Dataset, folder
+from cnn_jax.data.memory import available_memory
+from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.report import sweep as report
+from cnn_jax.report.sweep import Result
+from cnn_jax.runs.checks import check_usable
+from cnn_jax.runs.fit import (
+    StoppedError,
+    Training,
+    make_default_workdir,
+    resuming,
+    starting,
+    train,
+    with_absolute_paths,
+)
+from cnn_jax.runs.grid import Grid
+from cnn_jax.runs.members import train_members
+from cnn_jax.runs.workdir import LockedError, Workdir
+from cnn_jax.training.ahead import lower_members
+from cnn_jax.training.history import EpochRecord
+from cnn_jax.training.loop import NonFiniteError, Trainer
+
+MAX_BYTES = 1 << 20
+"""The maximum size of a file with the settings or the result of a member."""
+
+MEMORY_FRACTION = 0.8
+"""The fraction of a device's memory that members may take."""
+
+
+@dataclass(frozen=True)
+class SweepDirectory:
+    """The directory of a sweep.
+
+    Attributes:
+        path: the directory; ``sweep.json`` in it has the settings, and ``members`` the run directories.
+    """
+
+    path: Path
+
+    def create(self, grid: Grid) -> None:
+        """Create it, with the settings of a new sweep.
+
+        Raises:
+            UsageError: it exists, or cannot be created.
+        """
+        try:
+            if self.path.exists() and any(self.path.iterdir()):
+                problem = "contains a sweep: continue it with --resume, or" if self._file.exists() else "is not empty:"
+                raise UsageError(f"{self.path} {problem} choose another --workdir")
+            (self.path / "members").mkdir(parents=True, exist_ok=True)
+            with files.replacing(self._file) as path:
+                path.write_text(json.dumps(grid.to_json(), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write {self.path} ({error.strerror}): choose another --workdir") from None
+
+    def grid(self) -> Grid:
+        """The settings of the sweep.
+
+        Raises:
+            UsageError: it is not the directory of a sweep, or its settings are damaged.
+        """
+        try:
+            return Grid.from_json(json.loads(files.read_bytes(self._file, MAX_BYTES)), str(self._file))
+        except FileNotFoundError:
+            raise UsageError(f"{self.path} is not the directory of a sweep: choose one that sweep created") from None
+        except OSError as error:
+            raise UsageError(f"cannot read {self._file}: {error.strerror}") from None
+        except ValueError:
+            raise UsageError(f"{self._file} is damaged: start a new sweep") from None
+
+    def member(self, name: str) -> Workdir:
+        """The run directory of a member."""
+        return Workdir(self.path / "members" / name)
+
+    def write_results(self) -> None:
+        """Write the results of all members as a table (``results.csv``), JSON, a plot and a page.
+
+        Raises:
+            CnnJaxError: a file cannot be written.
+        """
+        grid, results = self.grid(), self.results()
+        finished = any(result.summary for result in results)
+        table = report.as_json(results, grid.settings)
+        written = {
+            "results.json": lambda path: path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8"),
+            "results.csv": lambda path: path.write_text(report.as_csv(results, grid.settings), encoding="utf-8"),
+        }
+        if finished:
+            written["accuracy.png"] = lambda path: report.save_plot(path, results, grid.settings)
+            written["report.html"] = lambda path: report.save_page(path, grid.config, results, grid.settings)
+        for name, write in written.items():
+            try:
+                with files.replacing(self.path / name) as path:
+                    write(path)
+            except OSError as error:
+                raise CnnJaxError(
+                    f"cannot write {self.path / name} ({error.strerror}): fix this, then rerun with --resume"
+                ) from None
+
+    def results(self) -> list[Result]:
+        """What became of each member so far, in the order of the grid."""
+        return [self.result(name, config) for name, config in self.grid().members().items()]
+
+    def result(self, name: str, config: Config) -> Result:
+        """What became of a member so far."""
+        path = self.member(name).path
+        summary, error = _read(path / "summary.json"), _read(path / "error.json")
+        metrics = None
+        if isinstance(summary, dict) and "test_accuracy" in summary:
+            metrics = {key: value for key, value in summary.items() if isinstance(value, int | float)}
+        return Result(name, config, metrics, None if error is None else str(error))
+
+    def fail(self, name: str, error: CnnJaxError) -> None:
+        """Record that a member cannot finish."""
+        with files.replacing(self.member(name).path / "error.json") as path:
+            path.write_text(json.dumps(str(error)) + "\n", encoding="utf-8")
+
+    @property
+    def _file(self) -> Path:
+        return self.path / "sweep.json"
+
+
+class SweepStoppedError(CnnJaxError):
+    """A sweep was stopped on request, after saving a checkpoint of each member in training."""
+
+    def __init__(self, directory: Path):
+        resume = f"python -m cnn_jax.sweep --resume --workdir {shlex.quote(str(directory))}"
+        super().__init__(f"stopped: continue with {resume}")
+
+
+def create_sweep(config: Config, varied: Mapping[str, Sequence[Any]], workdir: str | Path | None) -> SweepDirectory:
+    """Create the directory of a new sweep.
+
+    Args:
+        config: the settings of all members, but for those that vary.
+        varied: the values of each setting that varies, by its name.
+        workdir: the directory; by default ``runs/sweep-<dataset>-<model>-<time>``.
+
+    Raises:
+        UsageError: a setting cannot be used, or the directory is not empty.
+    """
+    absolute = {
+        name: [getattr(_with_absolute_paths(dataclasses.replace(config, **{name: value})), name) for value in values]
+        for name, values in varied.items()
+    }
+    grid = Grid(_with_absolute_paths(config), absolute)
+    for member in grid.members().values():
+        check_usable(member)
+    directory = SweepDirectory(Path(workdir) if workdir is not None else make_default_workdir(config, prefix="sweep-"))
+    directory.create(grid)
+    return directory
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    kind, _, path = config.dataset.partition(":")
+    dataset = folder.dataset_name(path) if kind == "folder" and path else config.dataset
+    return dataclasses.replace(with_absolute_paths(config), dataset=dataset)
+
+
+def train_sweep(
+    directory: SweepDirectory,
+    *,
+    dataset: Dataset | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    on_result: Callable[[Result], None] = lambda result: None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> list[Result]:
+    """Train the members of a sweep that are not done and that no other process is training.
+
+    Members whose settings differ in the seed and the learning rate only are trained as one program, as many at a time
+    as ``max_members`` says, and others one after another.
+
+    Args:
+        directory: the directory of the sweep.
+        dataset: the examples; by default the dataset that the settings of each member name.
+        devices: the devices to train on; by default all local devices.
+        on_epoch: called with the record of each epoch of each member.
+        on_result: called with the result of each member that has ended.
+        stop_requested: called before each chunk of steps; if it returns True, checkpoints are saved and training stops.
+
+    Returns:
+        The results of all members. One whose loss is not finite does not stop the others.
+
+    Raises:
+        UsageError: settings or data cannot be used.
+        CnnJaxError: the data cannot be downloaded, or a file cannot be written.
+        SweepStoppedError: a stop was requested.
+    """
+    data_of, data_settings = None, None
+    for alike in _grouped(result for result in directory.results() if not result.is_done):
+        while alike:
+            with contextlib.ExitStack() as stack:
+                if data_settings != (data_settings := _data(alike[0].config)):
+                    data_of = None
+                trainings, most = [], 1
+                while alike and len(trainings) < most:
+                    result = alike.pop(0)
+                    given = None if data_of else dataset
+                    training = _open(stack, directory, result, dataset=given, devices=devices, data_of=data_of)
+                    if training is not None:
+                        data_of = training
+                        most = max_members(training.trainer) if not trainings else most
+                        trainings.append(training)
+                try:
+                    for together in _divided(trainings):
+                        for training, error in _train(together, on_epoch=on_epoch, stop_requested=stop_requested):
+                            name = training.directory.path.name
+                            if error is not None:
+                                directory.fail(name, error)
+                            on_result(directory.result(name, training.metadata.config))
+                except StoppedError:
+                    raise SweepStoppedError(directory.path.absolute()) from None
+    return directory.results()
+
+
+def max_members(trainer: Trainer) -> int:
+    """The number of members to train as one program: on a CPU one per device, otherwise as many as memory allows.
+
+    It is a multiple of the number of devices, or 1 if a copy of the training images for each device is too large.
+    """
+    num_devices, images = trainer.mesh.size, trainer.dataset.train.images
+    device = trainer.mesh.devices.flat[0]
+    if device.platform == "cpu":
+        return num_devices if num_devices * images.nbytes < available_memory() // 2 else 1
+    memory = int(MEMORY_FRACTION * device.memory_stats()["bytes_limit"]) - images.nbytes
+    program = lower_members(
+        trainer.task,
+        trainer.dataset.image_shape,
+        trainer.mesh,
+        num_members=num_devices,
+        num_examples=len(images),
+        batch_size=min(trainer.config.batch_size, len(images)),
+        chunk_steps=trainer.chunk_steps,
+    ).compile()
+    analysis = program.memory_analysis()  # of one device
+    used = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+    return max(1, num_devices * (memory // (used - analysis.alias_size_in_bytes - images.nbytes)))
+
+
+def _grouped(results: Iterable[Result]) -> list[list[Result]]:
+    """Results whose settings differ in the seed and the learning rate only, in the order of the first of each."""
+    groups: dict[Config, list[Result]] = {}
+    for result in results:
+        groups.setdefault(dataclasses.replace(result.config, seed=0, learning_rate=1.0), []).append(result)
+    return list(groups.values())
+
+
+def _data(config: Config) -> DataConfig:
+    return DataConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(DataConfig)})
+
+
+def _open(stack: contextlib.ExitStack, directory: SweepDirectory, result: Result, **options: Any) -> Training | None:
+    """Prepare a member for training; None if another process is training it."""
+    workdir = directory.member(result.name)
+    opened = (
+        resuming(workdir.path, **options) if workdir.holds_run else starting(result.config, workdir.path, **options)
+    )
+    try:
+        return stack.enter_context(opened)
+    except LockedError:
+        return None
+
+
+def _divided(trainings: Sequence[Training]) -> Iterator[Sequence[Training]]:
+    """Those to train as one program, which are at the same step and as many as devices or a multiple, and single ones.
+
+    Members of a sweep that was killed can be an epoch apart.
+    """
+    by_step: dict[int, list[Training]] = {}
+    for training in trainings:
+        by_step.setdefault(training.start.step, []).append(training)
+    for alike in by_step.values():
+        count = len(alike) - len(alike) % alike[0].trainer.mesh.size
+        if count > 1:
+            yield alike[:count]
+        yield from ([training] for training in (alike[count:] if count > 1 else alike))
+
+
+def _train(trainings: Sequence[Training], **options: Any) -> Iterator[tuple[Training, NonFiniteError | None]]:
+    """Train members to the end; yield each as soon as it has ended, and the error if its loss is not finite."""
+    if len(trainings) > 1:
+        yield from train_members(trainings, **options)
+        return
+    try:
+        train(trainings[0], report=False, verbose=False, **options)
+    except NonFiniteError as error:
+        yield trainings[0], error
+    else:
+        yield trainings[0], None
+
+
+def _read(path: Path) -> Any:
+    """The content of a JSON file, or None if it does not exist or is damaged."""
+    try:
+        return json.loads(files.read_bytes(path, MAX_BYTES))
+    except (OSError, ValueError):
+        return None
