@@ -24,7 +24,7 @@ from typing import Any, NoReturn, Self, TypeVar
 from cnn_jax import __version__
 from cnn_jax.errors import CnnJaxError, UsageError, printable, suggest
 from cnn_jax.files import private_directory, remove_own_temporaries, user_cache
-from cnn_jax.settings import InvalidSettingError, type_and_meta
+from cnn_jax.settings import InvalidSettingError, Range, type_and_meta
 
 Flags = TypeVar("Flags")
 
@@ -256,8 +256,10 @@ def parse(
 
 def parse_several(
     flags: type[Flags], args: Sequence[str], *, module: str, defaults: Mapping[str, Any] = MappingProxyType({})
-) -> tuple[Flags, dict[str, tuple[Any, ...]]]:
+) -> tuple[Flags, dict[str, tuple[Any, ...] | Range]]:
     """Parse a command line on which the flags in groups, except switches and sizes, take several values.
+
+    Numbers can also be ranges, such as ``1e-4..1e-1``.
 
     Args:
         flags: as in ``parse``.
@@ -266,7 +268,8 @@ def parse_several(
         defaults: as in ``parse``.
 
     Returns:
-        The dataclass with the first value of each flag, and all values of those flags that were given several.
+        The dataclass with the first value of each flag, and all values of those flags that were given several, or a
+        ``Range``.
 
     Raises:
         UsageError: as in ``parse``.
@@ -274,12 +277,22 @@ def parse_several(
     """
     parser, given = _parse(flags, args, module, several=True)
     several = {name: values for name, values in given.items() if isinstance(values, _Several)}
+    ranges = set()
+    for name, values in several.items():
+        kind, _ = type_and_meta(typing.get_type_hints(flags, include_extras=True)[name])
+        low, dots, high = values[0].partition("..")
+        if kind in (int, float) and dots and len(values) == 1:
+            several[name] = _Several([low, high])
+            ranges.add(name)
     first = _create(flags, parser, {**defaults, **given, **{name: values[0] for name, values in several.items()}})
-    changed = {
-        name: tuple(getattr(_create(flags, parser, {**vars(first), name: value}), name) for value in values)
-        for name, values in several.items()
-        if len(values) > 1
-    }
+    changed: dict[str, tuple[Any, ...] | Range] = {}
+    for name, values in several.items():
+        if len(values) > 1:
+            chosen = (getattr(_create(flags, parser, {**vars(first), name: value}), name) for value in values)
+            changed[name] = Range(*chosen) if name in ranges else tuple(chosen)
+    for name in ranges:
+        if changed[name].low >= changed[name].high:
+            parser.error(f"{flag(name)} must be a range from a smaller to a larger number, not {changed[name]}")
     return first, changed
 
 

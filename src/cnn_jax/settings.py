@@ -3,7 +3,7 @@
 import dataclasses
 import reprlib
 import typing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -57,6 +57,16 @@ Name = Annotated[
     str,
     Meta(pattern=rf"\A(folder:{_PRINTABLE}{{0,4096}}|{_PRINTABLE}{{0,200}})\Z", title="NAME", description="a name"),
 ]
+
+
+class Range(NamedTuple):
+    """The numbers from ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.low:g}..{self.high:g}"
 
 
 class InvalidSettingError(UsageError):

@@ -11,7 +11,7 @@ from typing import Any
 from cnn_jax import cli
 from cnn_jax.config import DETERMINISTIC_OPS, Config
 from cnn_jax.errors import UsageError
-from cnn_jax.settings import Count, FilePath, Switch, setting
+from cnn_jax.settings import Count, FilePath, Range, Switch, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,11 @@ class SweepFlags(Config):
         "a YAML file or preset (tutorial, cpu, fast, best or finetune) with defaults for the other flags", default=None
     )
     seeds: Count | None = setting("train every combination with N seeds, counted from --seed", default=None)
+    search: Count | None = setting(
+        "choose N combinations from values and ranges, such as --learning-rate 1e-4..1e-1, with Optuna, and end those "
+        "early whose validation accuracy is below the median",
+        default=None,
+    )
     workdir: FilePath | None = setting(
         "the directory of the sweep (default: runs/sweep-<dataset>-<model>-<time>)", default=None, metavar="DIR"
     )
@@ -48,37 +53,64 @@ def main(args: Sequence[str]) -> int:
     # Slow imports come after the flags are parsed.
     from cnn_jax.report import sweep as report
     from cnn_jax.report.console import SweepPrinter
-    from cnn_jax.runs.sweep import SweepDirectory, SweepStoppedError, create_sweep, train_sweep
+    from cnn_jax.runs import search
+    from cnn_jax.runs.space import Space
+    from cnn_jax.runs.sweep import SweepStoppedError, create_sweep, train_sweep
+    from cnn_jax.runs.sweep_directory import SweepDirectory
 
-    directory = SweepDirectory(Path(flags.workdir)) if flags.resume else create_sweep(config, varied, flags.workdir)
-    results, settings = directory.results(), directory.grid().settings
-    with SweepPrinter(results, as_lines=not flags.json) as printer, cli.StopSignals() as signals:
+    if flags.resume:
+        directory = SweepDirectory(Path(flags.workdir))
+    elif flags.search is not None:
+        directory = search.create_search(config, varied, flags.search, flags.workdir)
+    else:
+        directory = create_sweep(config, varied, flags.workdir)
+    plan, results = directory.plan(), directory.results()
+    is_search = isinstance(plan, Space)
+    train = search.train_search if is_search else train_sweep
+    with (
+        SweepPrinter(results, plan.num_members, plan.config.epochs, as_lines=not flags.json) as printer,
+        cli.StopSignals() as signals,
+    ):
         try:
-            train_sweep(directory, on_epoch=printer.epoch, on_result=printer.result, stop_requested=signals.received)
+            train(directory, on_epoch=printer.epoch, on_result=printer.result, stop_requested=signals.received)
         except SweepStoppedError as stopped:
-            directory.write_results()
             cli.say(stopped)
-            return signals.exit_status
-    directory.write_results()
-    results = directory.results()
-    print(json.dumps(report.as_json(results, settings)) if flags.json else report.as_text(results, settings))
-    cli.say(f"sweep directory: {directory.path}; see report.html")
-    return 0 if any(result.summary for result in results) else 1
+            status = signals.exit_status
+        else:
+            status = 0
+    directory.write_results(search.pictures(directory) if is_search else {})
+    if status == 0:
+        results = directory.results()
+        print(
+            json.dumps(report.as_json(results, plan.settings)) if flags.json else report.as_text(results, plan.settings)
+        )
+        cli.say(f"sweep directory: {directory.path}; see report.html")
+        status = 0 if any(result.summary for result in results) else 1
+    return status
 
 
-def parse(args: Sequence[str]) -> tuple[SweepFlags, dict[str, tuple[Any, ...]]]:
-    """Parse the command line; return the settings, and the values of those that vary."""
+def parse(args: Sequence[str]) -> tuple[SweepFlags, dict[str, tuple[Any, ...] | Range]]:
+    """Parse the command line; return the settings, and the values or the range of those that vary."""
     flags, varied = cli.parse_several(SweepFlags, args, module="cnn_jax.sweep")
     if flags.resume:
         if flags.workdir is None:
             raise UsageError("--resume needs --workdir, the directory of the sweep to continue")
-        if given := [field.name for field in dataclasses.fields(Config) if getattr(flags, field.name) != field.default]:
+        own = ("config", "seeds", "search", *(field.name for field in dataclasses.fields(Config)))
+        defaults = {field.name: field.default for field in dataclasses.fields(SweepFlags)}
+        if given := [name for name in own if getattr(flags, name) != defaults[name] or name in varied]:
             raise UsageError(f"--resume continues with the settings of the sweep: leave out {cli.flag(given[0])}")
         return flags, {}
     if flags.config is not None:
         defaults = dataclasses.asdict(Config.from_yaml(flags.config))
         flags, varied = cli.parse_several(SweepFlags, args, module="cnn_jax.sweep", defaults=defaults)
+    ranges = [name for name, values in varied.items() if isinstance(values, Range)]
+    if flags.search is None and ranges:
+        raise UsageError(f"{cli.flag(ranges[0])} {varied[ranges[0]]} is a range, which needs --search")
+    if flags.search is not None and not varied:
+        raise UsageError("--search needs a setting that varies, such as --learning-rate 1e-4..1e-1")
     if flags.seeds is not None:
+        if flags.search is not None:
+            raise UsageError("--search trains every combination with one seed: leave out --seeds")
         if "seed" in varied:
             raise UsageError("--seeds counts from a single --seed: give only one of them")
         varied["seed"] = tuple(range(flags.seed, flags.seed + flags.seeds))

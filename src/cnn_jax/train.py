@@ -5,10 +5,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cnn_jax import cli
+from cnn_jax import cli, sweep
 from cnn_jax.config import DETERMINISTIC_OPS, Config
 from cnn_jax.errors import UsageError
-from cnn_jax.settings import FilePath, Switch, setting
+from cnn_jax.settings import Count, FilePath, Switch, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,19 @@ class TrainFlags(Config):
     workdir: FilePath | None = setting(
         "the run directory (default: runs/<dataset>-<model>-<time>)", default=None, metavar="DIR"
     )
+    seeds: Count | None = setting(
+        "train with N seeds, counted from --seed, and print the mean and standard deviation of the accuracy; short for "
+        "python -m cnn_jax.sweep",
+        default=None,
+    )
     resume: Switch = setting("continue the run in --workdir from its newest checkpoint and settings", default=False)
 
 
 def main(args: Sequence[str]) -> int:
     """Run the command and return its exit status."""
     flags = parse(args)
+    if flags.seeds is not None:
+        return sweep.main(args)
     config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
     if config.deterministic:
         # XLA reads its flags once, when jax initializes its devices.

@@ -20,7 +20,8 @@ from cnn_jax.runs.fit import starting
 from cnn_jax.runs.grid import Grid
 from cnn_jax.runs.members import train_members
 from cnn_jax.runs.run import load_run
-from cnn_jax.runs.sweep import SweepDirectory, SweepStoppedError, create_sweep, train_sweep
+from cnn_jax.runs.sweep import SweepStoppedError, create_sweep, train_sweep
+from cnn_jax.runs.sweep_directory import SweepDirectory
 
 CONFIG = Config(epochs=3, batch_size=10, dataset="squares", checkpoint_every=2)
 VARIED = {"seed": (3, 5), "learning_rate": (0.01, 0.003)}

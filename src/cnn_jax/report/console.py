@@ -80,13 +80,15 @@ class SweepPrinter:
     A context manager: leaving it removes the bar.
 
     Args:
-        results: the networks that are trained already, and those that are not.
+        results: what became of the networks so far.
+        num_members: the number of networks.
+        epochs: the maximum number of epochs of one that has not begun.
         as_lines: whether to print lines.
     """
 
-    def __init__(self, results: Sequence[Result], *, as_lines: bool = True):
+    def __init__(self, results: Sequence[Result], num_members: int, epochs: int, *, as_lines: bool = True):
         self._as_lines = as_lines
-        self._total = len(results)
+        self._total = num_members
         self._done = sum(result.is_done for result in results)
         console = Console(stderr=True)
         self._bar = Progress(
@@ -100,8 +102,9 @@ class SweepPrinter:
             redirect_stderr=False,
             disable=not console.is_terminal,
         )
-        epochs = sum(result.config.epochs for result in results if not result.is_done)
-        self._task = self._bar.add_task("", total=epochs, number=self._done + 1, networks=self._total)
+        total = sum(result.config.epochs for result in results if not result.is_done)
+        total += (num_members - len(results)) * epochs
+        self._task = self._bar.add_task("", total=total, number=self._done + 1, networks=self._total)
 
     def epoch(self, record: EpochRecord) -> None:
         """Show the progress by an epoch."""

@@ -1,5 +1,6 @@
 """The results of a sweep as text, JSON, CSV, a plot and a page."""
 
+import base64
 import csv
 import io
 import math
@@ -7,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from cnn_jax.config import Config
@@ -25,13 +27,15 @@ class Result(NamedTuple):
         name: its name, which is that of its run directory.
         config: its settings.
         summary: the content of its ``summary.json``; None if it has not finished.
-        error: why it cannot finish, such as a loss that is not finite; None if it has or may.
+        error: why it ended before, such as a loss that is not finite; None if it did not.
+        is_pruned: whether it ended before because a search stopped it.
     """
 
     name: str
     config: Config
     summary: Mapping[str, Any] | None = None
     error: str | None = None
+    is_pruned: bool = False
 
     @property
     def is_done(self) -> bool:
@@ -100,8 +104,8 @@ class Combination:
 
     @property
     def num_failed(self) -> int:
-        """The number of members that cannot finish."""
-        return sum(result.error is not None for result in self.results)
+        """The number of members whose loss is not finite."""
+        return sum(result.error is not None and not result.is_pruned for result in self.results)
 
     @property
     def num_unfinished(self) -> int:
@@ -144,8 +148,8 @@ def as_text(results: Sequence[Result], settings: Sequence[str]) -> str:
     if len(found) == 1:
         lines = [f"{metric}: {_with_count(found[0], metric)}" for metric in metrics]
         return "\n".join([*lines, *_remarks(found)])
-    header = [*settings, *metrics, "best", "n", "seconds"]
-    rows = [header]
+    has_seeds = len(results) > len(found)
+    rows = [[*settings, *metrics, *(["best", "n"] if has_seeds else []), "seconds"]]
     for combination in found:
         scores = [combination.statistics(metric) for metric in metrics]
         seconds = combination.statistics("train_seconds")
@@ -153,14 +157,17 @@ def as_text(results: Sequence[Result], settings: Sequence[str]) -> str:
             [
                 *(printable(_show(value)) for value in combination.settings.values()),
                 *("-" if score is None else str(score) for score in scores),
-                "-" if scores[0] is None else f"{scores[0].best:.4f}",
-                str(0 if scores[0] is None else scores[0].n),
+                *(_best_and_count(scores[0]) if has_seeds else []),
                 "-" if seconds is None else f"{seconds.mean:.1f}",
             ]
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, *_remarks(found)])
+
+
+def _best_and_count(scores: Statistics | None) -> list[str]:
+    return ["-", "0"] if scores is None else [f"{scores.best:.4f}", str(scores.n)]
 
 
 def _with_count(combination: Combination, metric: str) -> str:
@@ -170,9 +177,12 @@ def _with_count(combination: Combination, metric: str) -> str:
 
 def _remarks(found: Sequence[Combination]) -> list[str]:
     """Lines about members that are not in the statistics."""
-    failed = sum(combination.num_failed for combination in found)
-    unfinished = sum(combination.num_unfinished for combination in found)
-    return [f"failed: {failed}"] * bool(failed) + [f"unfinished: {unfinished}"] * bool(unfinished)
+    counts = {
+        "failed": sum(combination.num_failed for combination in found),
+        "pruned": sum(result.is_pruned for combination in found for result in combination.results),
+        "unfinished": sum(combination.num_unfinished for combination in found),
+    }
+    return [f"{name}: {count}" for name, count in counts.items() if count]
 
 
 def as_json(results: Sequence[Result], settings: Sequence[str]) -> dict[str, Any]:
@@ -259,7 +269,13 @@ def save_plot(path: Path, results: Sequence[Result], settings: Sequence[str]) ->
         figure.savefig(path, dpi=120)
 
 
-def save_page(path: Path, config: Config, results: Sequence[Result], settings: Sequence[str]) -> None:
+def save_page(
+    path: Path,
+    config: Config,
+    results: Sequence[Result],
+    settings: Sequence[str],
+    pictures: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
     """Write the results as an HTML file without scripts or external resources.
 
     Args:
@@ -267,6 +283,7 @@ def save_page(path: Path, config: Config, results: Sequence[Result], settings: S
         config: the settings of all members, but for those that vary.
         results: the members; at least one has finished.
         settings: the names of the settings that vary, without the seed.
+        pictures: PNG files to include, by their names.
     """
     metric = selection_metric(results)
     found = combinations(results, settings)
@@ -285,6 +302,7 @@ def save_page(path: Path, config: Config, results: Sequence[Result], settings: S
         metrics=list(dict.fromkeys((metric, "test_accuracy"))),
         combinations=found,
         show=_show,
+        pictures={name: base64.b64encode(content).decode() for name, content in pictures.items()},
         low=low,
         high=high,
         place=lambda value: f"{100 * (value - low) / (high - low):.2f}%",

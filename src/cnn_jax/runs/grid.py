@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from cnn_jax.config import Config
 from cnn_jax.errors import UsageError
+from cnn_jax.settings import InvalidSettingError
 
 MAX_MEMBERS = 10_000
 """The maximum number of members of a sweep."""
@@ -39,10 +40,11 @@ class Grid:
         for name, values in varied.items():
             if len(set(values)) < len(values):
                 raise UsageError(f"{name} has a value twice: {', '.join(map(str, values))}")
-        count = math.prod(map(len, varied.values()))
-        if count > MAX_MEMBERS:
-            raise UsageError(f"the settings have {count} combinations, more than {MAX_MEMBERS}: leave some values out")
         object.__setattr__(self, "varied", varied)
+        if self.num_members > MAX_MEMBERS:
+            raise UsageError(
+                f"the settings have {self.num_members} combinations, more than {MAX_MEMBERS}: leave some values out"
+            )
 
     def _converted(self, name: str, value: Any) -> Any:
         return getattr(dataclasses.replace(self.config, **{name: value}), name)
@@ -51,6 +53,11 @@ class Grid:
     def settings(self) -> list[str]:
         """The names of the settings that vary, without the seed."""
         return [name for name in self.varied if name != "seed"]
+
+    @property
+    def num_members(self) -> int:
+        """The number of members."""
+        return math.prod(map(len, self.varied.values()))
 
     def members(self) -> dict[str, Config]:
         """The settings of each member, by its name; members that differ only in their seed are neighbors."""
@@ -85,3 +92,5 @@ class Grid:
             return cls(Config.from_mapping(values["settings"], source), dict(values["varied"]))
         except (KeyError, TypeError, ValueError):
             raise UsageError(f"{source} does not contain the settings of a sweep: start a new one") from None
+        except InvalidSettingError as error:
+            raise UsageError(f"{source}: {error}") from None

@@ -7,21 +7,17 @@ is training.
 
 import contextlib
 import dataclasses
-import json
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from cnn_jax import files
 from cnn_jax.config import Config, DataConfig
 from cnn_jax.data import Dataset, folder
 from cnn_jax.data.memory import available_memory
-from cnn_jax.errors import CnnJaxError, UsageError
-from cnn_jax.report import sweep as report
+from cnn_jax.errors import CnnJaxError
 from cnn_jax.report.sweep import Result
 from cnn_jax.runs.checks import check_usable
 from cnn_jax.runs.fit import (
@@ -35,109 +31,15 @@ from cnn_jax.runs.fit import (
 )
 from cnn_jax.runs.grid import Grid
 from cnn_jax.runs.members import train_members
-from cnn_jax.runs.workdir import LockedError, Workdir
+from cnn_jax.runs.space import Space
+from cnn_jax.runs.sweep_directory import SweepDirectory
+from cnn_jax.runs.workdir import LockedError
 from cnn_jax.training.ahead import lower_members
 from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import NonFiniteError, Trainer
 
-MAX_BYTES = 1 << 20
-"""The maximum size of a file with the settings or the result of a member."""
-
 MEMORY_FRACTION = 0.8
 """The fraction of a device's memory that members may take."""
-
-
-@dataclass(frozen=True)
-class SweepDirectory:
-    """The directory of a sweep.
-
-    Attributes:
-        path: the directory; ``sweep.json`` in it has the settings, and ``members`` the run directories.
-    """
-
-    path: Path
-
-    def create(self, grid: Grid) -> None:
-        """Create it, with the settings of a new sweep.
-
-        Raises:
-            UsageError: it exists, or cannot be created.
-        """
-        try:
-            if self.path.exists() and any(self.path.iterdir()):
-                problem = "contains a sweep: continue it with --resume, or" if self._file.exists() else "is not empty:"
-                raise UsageError(f"{self.path} {problem} choose another --workdir")
-            (self.path / "members").mkdir(parents=True, exist_ok=True)
-            with files.replacing(self._file) as path:
-                path.write_text(json.dumps(grid.to_json(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UsageError(f"cannot write {self.path} ({error.strerror}): choose another --workdir") from None
-
-    def grid(self) -> Grid:
-        """The settings of the sweep.
-
-        Raises:
-            UsageError: it is not the directory of a sweep, or its settings are damaged.
-        """
-        try:
-            return Grid.from_json(json.loads(files.read_bytes(self._file, MAX_BYTES)), str(self._file))
-        except FileNotFoundError:
-            raise UsageError(f"{self.path} is not the directory of a sweep: choose one that sweep created") from None
-        except OSError as error:
-            raise UsageError(f"cannot read {self._file}: {error.strerror}") from None
-        except ValueError:
-            raise UsageError(f"{self._file} is damaged: start a new sweep") from None
-
-    def member(self, name: str) -> Workdir:
-        """The run directory of a member."""
-        return Workdir(self.path / "members" / name)
-
-    def write_results(self) -> None:
-        """Write the results of all members as a table (``results.csv``), JSON, a plot and a page.
-
-        Raises:
-            CnnJaxError: a file cannot be written.
-        """
-        grid, results = self.grid(), self.results()
-        finished = any(result.summary for result in results)
-        table = report.as_json(results, grid.settings)
-        written = {
-            "results.json": lambda path: path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8"),
-            "results.csv": lambda path: path.write_text(report.as_csv(results, grid.settings), encoding="utf-8"),
-        }
-        if finished:
-            written["accuracy.png"] = lambda path: report.save_plot(path, results, grid.settings)
-            written["report.html"] = lambda path: report.save_page(path, grid.config, results, grid.settings)
-        for name, write in written.items():
-            try:
-                with files.replacing(self.path / name) as path:
-                    write(path)
-            except OSError as error:
-                raise CnnJaxError(
-                    f"cannot write {self.path / name} ({error.strerror}): fix this, then rerun with --resume"
-                ) from None
-
-    def results(self) -> list[Result]:
-        """What became of each member so far, in the order of the grid."""
-        return [self.result(name, config) for name, config in self.grid().members().items()]
-
-    def result(self, name: str, config: Config) -> Result:
-        """What became of a member so far."""
-        path = self.member(name).path
-        summary, error = _read(path / "summary.json"), _read(path / "error.json")
-        metrics = None
-        if isinstance(summary, dict) and "test_accuracy" in summary:
-            metrics = {key: value for key, value in summary.items() if isinstance(value, int | float)}
-        return Result(name, config, metrics, None if error is None else str(error))
-
-    def fail(self, name: str, error: CnnJaxError) -> None:
-        """Record that a member cannot finish."""
-        with files.replacing(self.member(name).path / "error.json") as path:
-            path.write_text(json.dumps(str(error)) + "\n", encoding="utf-8")
-
-    @property
-    def _file(self) -> Path:
-        return self.path / "sweep.json"
 
 
 class SweepStoppedError(CnnJaxError):
@@ -159,19 +61,30 @@ def create_sweep(config: Config, varied: Mapping[str, Sequence[Any]], workdir: s
     Raises:
         UsageError: a setting cannot be used, or the directory is not empty.
     """
-    absolute = {
-        name: [getattr(_with_absolute_paths(dataclasses.replace(config, **{name: value})), name) for value in values]
+    portable = {
+        name: [getattr(with_portable_paths(dataclasses.replace(config, **{name: value})), name) for value in values]
         for name, values in varied.items()
     }
-    grid = Grid(_with_absolute_paths(config), absolute)
+    grid = Grid(with_portable_paths(config), portable)
     for member in grid.members().values():
         check_usable(member)
-    directory = SweepDirectory(Path(workdir) if workdir is not None else make_default_workdir(config, prefix="sweep-"))
-    directory.create(grid)
+    return create_directory(grid, workdir)
+
+
+def create_directory(plan: Grid | Space, workdir: str | Path | None) -> SweepDirectory:
+    """Create the directory of a new sweep, by default ``runs/sweep-<dataset>-<model>-<time>``.
+
+    Raises:
+        UsageError: the directory is not empty, or cannot be created.
+    """
+    path = make_default_workdir(plan.config, prefix="sweep-") if workdir is None else Path(workdir)
+    directory = SweepDirectory(path)
+    directory.create(plan)
     return directory
 
 
-def _with_absolute_paths(config: Config) -> Config:
+def with_portable_paths(config: Config) -> Config:
+    """The same settings for any working directory, also with the path of a folder."""
     kind, _, path = config.dataset.partition(":")
     dataset = folder.dataset_name(path) if kind == "folder" and path else config.dataset
     return dataclasses.replace(with_absolute_paths(config), dataset=dataset)
@@ -217,7 +130,7 @@ def train_sweep(
                 while alike and len(trainings) < most:
                     result = alike.pop(0)
                     given = None if data_of else dataset
-                    training = _open(stack, directory, result, dataset=given, devices=devices, data_of=data_of)
+                    training = open_member(stack, directory, result, dataset=given, devices=devices, data_of=data_of)
                     if training is not None:
                         data_of = training
                         most = max_members(training.trainer) if not trainings else most
@@ -227,7 +140,7 @@ def train_sweep(
                         for training, error in _train(together, on_epoch=on_epoch, stop_requested=stop_requested):
                             name = training.directory.path.name
                             if error is not None:
-                                directory.fail(name, error)
+                                directory.end(name, error)
                             on_result(directory.result(name, training.metadata.config))
                 except StoppedError:
                     raise SweepStoppedError(directory.path.absolute()) from None
@@ -270,7 +183,9 @@ def _data(config: Config) -> DataConfig:
     return DataConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(DataConfig)})
 
 
-def _open(stack: contextlib.ExitStack, directory: SweepDirectory, result: Result, **options: Any) -> Training | None:
+def open_member(
+    stack: contextlib.ExitStack, directory: SweepDirectory, result: Result, **options: Any
+) -> Training | None:
     """Prepare a member for training; None if another process is training it."""
     workdir = directory.member(result.name)
     opened = (
@@ -308,11 +223,3 @@ def _train(trainings: Sequence[Training], **options: Any) -> Iterator[tuple[Trai
         yield trainings[0], error
     else:
         yield trainings[0], None
-
-
-def _read(path: Path) -> Any:
-    """The content of a JSON file, or None if it does not exist or is damaged."""
-    try:
-        return json.loads(files.read_bytes(path, MAX_BYTES))
-    except (OSError, ValueError):
-        return None
