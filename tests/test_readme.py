@@ -22,12 +22,14 @@ from cnn_jax.models.__main__ import ModelsFlags
 from cnn_jax.predict import PredictFlags
 from cnn_jax.runs.run import load_run
 from cnn_jax.settings import type_and_meta
+from cnn_jax.sweep import SweepFlags
 from cnn_jax.train import TrainFlags
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
 COMMANDS = {
     "train": TrainFlags,
+    "sweep": SweepFlags,
     "evaluate": EvaluateFlags,
     "predict": PredictFlags,
     "export": ExportFlags,
@@ -144,11 +146,17 @@ def test_the_example_of_metadata_runs(copied_examples):
     assert (tuple(names["mean"]), tuple(names["std"])) == dataclasses.astuple(load_run("runs/mine").task.preprocess)
 
 
+def test_the_example_of_sweeps_runs(copied_examples, capsys):
+    exec(blocks("sweeps.md", "python")[0], {})
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["seed=0", "seed=1"]
+
+
 def test_every_python_example_is_run():
     assert {page: len(blocks(page, "python")) for page in PAGES if blocks(page, "python")} == {
         "README.md": 2,
         "formats.md": 2,
         "lesson.md": 1,
+        "sweeps.md": 1,
     }
 
 
@@ -192,11 +200,13 @@ def flag_row(field, hint, is_config):
 
 
 def flag_tables(flags):
-    """The Markdown tables of a command: of its own flags, and of each group of settings."""
+    """The Markdown tables of a command: of its own flags, and of each group of settings, which sweep has from train."""
     hints = typing.get_type_hints(flags, include_extras=True)
     for base in flags.__mro__:
         own = inspect.get_annotations(base)
         is_config = issubclass(flags, Config) and base is not flags
+        if is_config and flags is SweepFlags:
+            continue
         if fields := [field for field in dataclasses.fields(flags) if field.name in own]:
             head = ["flag", "default", "meaning"] + ["may change on resume"] * is_config
             rows = [head, ["---"] * len(head), *(flag_row(field, hints[field.name], is_config) for field in fields)]
