@@ -44,5 +44,7 @@ print(parse(["--config", "tutorial"]).dataset)
 def test_the_wheel_holds_what_is_no_code(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     presets = {f"cnn_jax/configs/{path.name}" for path in (ROOT / "configs").iterdir()}
-    assert {*presets, "cnn_jax/report/page.html.j2"} <= set(names)
+    templates = {f"cnn_jax/report/{path.name}" for path in (ROOT / "src/cnn_jax/report").glob("*.j2")}
+    assert templates >= {"cnn_jax/report/base.html.j2", "cnn_jax/report/page.html.j2"}
+    assert presets | templates <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -9,18 +9,16 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
-from cnn_jax.report.plots import COLORS, METRICS, curves_svg
-from cnn_jax.report.tables import best_epoch, class_scores, format_metric, metrics_by_split, most_confused
+from cnn_jax.report.plots import METRICS, curves_svg
+from cnn_jax.report.tables import best_epoch, class_scores, metrics_by_split, most_confused
+from cnn_jax.report.templates import render
 from cnn_jax.training.history import EpochRecord
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 MAX_CLASSES = 100
 """The maximum number of classes to show a confusion matrix for: a larger one would dominate the file."""
@@ -76,7 +74,9 @@ def save_page(
     """
     predictions = np.argmax(logits, axis=-1)
     scores = class_scores(dataset.test.labels, predictions, dataset.class_names)
-    html = _template().render(
+    render(
+        path,
+        "page.html.j2",
         config=config,
         history=history,
         dataset=dataset,
@@ -91,31 +91,14 @@ def save_page(
         **_mistakes(dataset, logits),
         **_details(config, history, dataset, num_parameters, summary),
     )
-    # A path in the settings may not be valid Unicode.
-    path.write_text(html, encoding="utf-8", errors="xmlcharrefreplace")
-
-
-def _template() -> "Template":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("cnn_jax", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"metric": format_metric}
-    return environment.get_template("page.html.j2")
 
 
 def _curves(history: Sequence[EpochRecord], steps_per_epoch: int) -> dict[str, Any]:
-    """What the template needs for the learning curves: charts, their colors, the metrics of every epoch, the best."""
+    """What the template needs for the learning curves: charts, the metrics of every epoch, the best."""
     from markupsafe import Markup
 
     return {
         "charts": [Markup(curves_svg(metric, history, steps_per_epoch)) for metric in METRICS if history],
-        "colors": COLORS,
         "metrics": [metrics_by_split(record, steps_per_epoch) for record in history],
         "best": best_epoch(history) if history else None,
     }
