@@ -15,6 +15,7 @@ from PIL import Image
 from cnn_jax import cli
 from cnn_jax.__main__ import command_module
 from cnn_jax.cache import CacheFlags
+from cnn_jax.compare import CompareFlags
 from cnn_jax.config import MAY_CHANGE, Config
 from cnn_jax.evaluate import EvaluateFlags
 from cnn_jax.export import ExportFlags
@@ -29,6 +30,7 @@ PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README
 COMMANDS = {
     "train": TrainFlags,
     "evaluate": EvaluateFlags,
+    "compare": CompareFlags,
     "predict": PredictFlags,
     "export": ExportFlags,
     "models": ModelsFlags,

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ UNKNOWN = "-"
 """What tables show instead of an unknown value."""
 
 MAX_NAMES = 3
-"""The maximum number of class names to show."""
+"""The maximum number of classes to name."""
 
 MAX_WIDTH = 18
 """The maximum width of a column of text, in characters; longer values continue in the next line."""
@@ -66,7 +67,8 @@ def save_page(path: Path, comparison: Comparison) -> None:
         "comparison.html.j2",
         comparison=comparison,
         names=[run.name for run in comparison.runs],
-        lines=[_legend_line(index) for index in range(len(comparison.runs))],
+        lines=[run_line(index) for index in range(len(comparison.runs))],
+        line_width=LINE_WIDTH,
         run_colors=RUN_COLORS,
         accuracies=[_metric(run.test_accuracy) for run in comparison.runs],
         ranked=_ranked(comparison.runs),
@@ -86,7 +88,7 @@ def _differences(comparison: Comparison) -> dict[str, list[str]]:
             case "image_shape":
                 rows[name] = ["x".join(map(str, shape)) for shape in values]
             case "class_names":
-                rows[name] = [_class_names(names) for names in values]
+                rows[name] = _class_names(values)
             case "data_sha256":
                 rows[name] = [digest[:DIGEST_LENGTH] for digest in values]
             case _ if any(name in run.versions for run in comparison.runs):
@@ -96,9 +98,15 @@ def _differences(comparison: Comparison) -> dict[str, list[str]]:
     return rows
 
 
-def _class_names(names: Sequence[str]) -> str:
-    shown = ", ".join([*names[:MAX_NAMES], *["..."] * (len(names) > MAX_NAMES)])
-    return f"{len(names)}: {shown}"
+def _class_names(runs: Sequence[Sequence[str]]) -> list[str]:
+    """The number of classes of each run, and those that not all runs have."""
+    common = set.intersection(*map(set, runs))
+    texts = []
+    for names in runs:
+        own = [reprlib.repr(name)[1:-1] for name in names if name not in common]
+        shown = ", ".join([*own[:MAX_NAMES], *["..."] * (len(own) > MAX_NAMES)])
+        texts.append(f"{len(names)}, with {shown}" if own else f"{len(names)}")
+    return texts if len(set(texts)) > 1 else [f"{text}, in another order" for text in texts]
 
 
 def _results(comparison: Comparison) -> dict[str, list[str]]:
@@ -316,9 +324,3 @@ def _metrics(run: RunResult) -> dict[tuple[str, str], dict[int, float]]:
             for metric, value in values.items():
                 curves.setdefault((split, metric), {})[record.epoch] = value
     return curves
-
-
-def _legend_line(index: int) -> dict[str, Any]:
-    """The color, width and dashes of the line of a run, in CSS pixels."""
-    color, dashes = run_line(index)
-    return {"color": color, "width": LINE_WIDTH * 4 / 3, "dashes": [length * 4 / 3 for length in dashes]}

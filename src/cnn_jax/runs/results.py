@@ -13,7 +13,6 @@ from cnn_jax import data
 from cnn_jax.config import Config, DataConfig
 from cnn_jax.data import Dataset
 from cnn_jax.errors import CnnJaxError, UsageError
-from cnn_jax.files import expanded
 from cnn_jax.runs.checkpoint import Which
 from cnn_jax.runs.run import Run, count_parameters, load_run
 from cnn_jax.runs.summary import read_summary
@@ -42,11 +41,12 @@ def load_results(
         UsageError: the same run twice, not a run directory, or a run without training.
         CnnJaxError: the checkpoints of a run are damaged, or were written by another version of the package.
     """
-    paths = [expanded(str(workdir)).resolve() for workdir in workdirs]
-    for index, path in enumerate(paths):
-        Workdir(Path(workdirs[index])).check_holds_run()
-        if path in paths[:index]:
-            raise UsageError(f"{path} is named twice: name each run once")
+    paths: list[Path] = []
+    for workdir in map(Path, workdirs):
+        Workdir(workdir).check_holds_run()
+        if workdir.resolve() in paths:
+            raise UsageError(f"{workdir} is named twice: name each run once")
+        paths.append(workdir.resolve())
     runs = [_without_optimizer(load_run(path, checkpoint)) for path in paths]
     for run in runs:
         if not run.state.step:
