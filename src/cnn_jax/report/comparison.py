@@ -201,7 +201,7 @@ def _tests(comparison: Comparison) -> list[str]:
     if comparison.num_tests:
         paragraphs.append(
             "In brackets: 95 % confidence interval (Bonett and Price). p: McNemar's exact test.\n"
-            "They are about these networks, not their settings: other seeds give others.\n"
+            "Both are about these networks, not their settings: another seed gives others.\n"
         )
     return paragraphs
 
