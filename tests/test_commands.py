@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from cnn_jax import cli, evaluate, export, predict, train
+from cnn_jax import cli, compare, evaluate, export, predict, train
 from cnn_jax.config import Config
 from cnn_jax.runs.fit import fit
 
@@ -345,7 +345,7 @@ def test_flags_may_be_spelled_with_underscores_and_follow_positional_arguments(m
     assert (flags.run, flags.top_k, flags.paths, flags.json) == ("run", 2, ("a.png", "--b_c.png"), True)
 
 
-@pytest.mark.parametrize("command", [train, evaluate, predict, export])
+@pytest.mark.parametrize("command", [train, evaluate, compare, predict, export])
 def test_help_fits_a_terminal(command, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as exit:

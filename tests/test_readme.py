@@ -15,6 +15,7 @@ from PIL import Image
 from cnn_jax import cli
 from cnn_jax.__main__ import command_module
 from cnn_jax.cache import CacheFlags
+from cnn_jax.compare import CompareFlags
 from cnn_jax.config import MAY_CHANGE, Config
 from cnn_jax.evaluate import EvaluateFlags
 from cnn_jax.export import ExportFlags
@@ -31,6 +32,7 @@ COMMANDS = {
     "train": TrainFlags,
     "sweep": SweepFlags,
     "evaluate": EvaluateFlags,
+    "compare": CompareFlags,
     "predict": PredictFlags,
     "export": ExportFlags,
     "models": ModelsFlags,

@@ -9,7 +9,7 @@ from typing import NoReturn
 from cnn_jax import __version__, cli
 from cnn_jax.errors import UsageError, suggest
 
-COMMANDS = ("train", "sweep", "evaluate", "predict", "export", "models", "cache")
+COMMANDS = ("train", "sweep", "evaluate", "compare", "predict", "export", "models", "cache")
 
 
 def main() -> NoReturn:

@@ -23,7 +23,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 from cnn_jax import __version__
 from cnn_jax.errors import CnnJaxError, UsageError, printable, suggest
-from cnn_jax.files import private_directory, remove_own_temporaries, user_cache
+from cnn_jax.files import expanded, private_directory, remove_own_temporaries, replacing, user_cache
 from cnn_jax.settings import InvalidSettingError, Range, type_and_meta
 
 Flags = TypeVar("Flags")
@@ -413,6 +413,36 @@ def _add_argument(
     if metadata["positional"]:
         return group.add_argument(field.name, **options)
     return group.add_argument(flag(field.name), dest=field.name, **options)
+
+
+@contextlib.contextmanager
+def writing(name: str | None) -> Iterator[Path | None]:
+    """Yield a temporary file that replaces the named one when the context is left without an error; None if it is None.
+
+    Raises:
+        UsageError: the file cannot be created.
+    """
+    if name is None:
+        yield None
+        return
+    path = Path(os.path.realpath(expanded(name)))  # a symbolic link stays one
+    with contextlib.ExitStack() as stack:
+        try:
+            if path.exists() and not path.is_file():
+                raise UsageError(f"{path} is not a regular file: choose another file")
+            temporary = stack.enter_context(replacing(path))
+        except OSError as error:
+            raise UsageError(f"cannot write {path} ({error.strerror}): choose another file") from None
+        yield temporary
+
+
+@contextlib.contextmanager
+def reporting(name: str) -> Iterator[None]:
+    """Raise CnnJaxError if the named output file cannot be written in this context."""
+    try:
+        yield
+    except OSError as error:
+        raise CnnJaxError(f"cannot write {name} ({error.strerror}): free some space, or choose another file") from None
 
 
 def use_every_processor() -> None:

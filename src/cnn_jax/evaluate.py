@@ -3,15 +3,13 @@
 import csv
 import json
 import math
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cnn_jax import cli, files
-from cnn_jax.errors import CnnJaxError, UsageError, printable
+from cnn_jax import cli
+from cnn_jax.errors import UsageError, printable
 from cnn_jax.settings import Checkpoint, FilePath, Name, Settings, Switch, setting
 
 if TYPE_CHECKING:
@@ -54,7 +52,7 @@ def main(args: Sequence[str]) -> int:
     from cnn_jax.runs.run import load_run
 
     # The files are opened first, so that one that cannot be written is reported at once.
-    with _writing(flags.predictions) as predictions, _writing(flags.report) as report:
+    with cli.writing(flags.predictions) as predictions, cli.writing(flags.report) as report:
         run, dataset = evaluation_data.load(
             load_run(flags.run, flags.checkpoint),
             flags.dataset,
@@ -63,10 +61,10 @@ def main(args: Sequence[str]) -> int:
         )
         evaluation = run.evaluate(dataset)
         if predictions is not None:
-            with _reporting(flags.predictions):
+            with cli.reporting(flags.predictions):
                 _save_predictions(predictions, dataset, evaluation)
         if report is not None:
-            with _reporting(flags.report):
+            with cli.reporting(flags.report):
                 _save_report(report, run, dataset, evaluation)
     print(_json(run, dataset, evaluation) if flags.json else _text(run, dataset, evaluation))
     return 0
@@ -129,35 +127,6 @@ def _save_report(path: Path, run: "Run", dataset: "Dataset", evaluation: "Evalua
         test_loss=evaluation.loss,
         num_parameters=count_parameters(run.state.params),
     )
-
-
-@contextmanager
-def _writing(name: str | None) -> Iterator[Path | None]:
-    """Yield a temporary file that replaces the named one when the context is left without an error; None if it is None.
-
-    Raises:
-        UsageError: the file cannot be created.
-    """
-    if name is None:
-        yield None
-        return
-    path = Path(os.path.realpath(files.expanded(name)))  # a symbolic link stays one
-    with ExitStack() as stack:
-        try:
-            if path.exists() and not path.is_file():
-                raise UsageError(f"{path} is not a regular file: choose another file")
-            temporary = stack.enter_context(files.replacing(path))
-        except OSError as error:
-            raise UsageError(f"cannot write {path} ({error.strerror}): choose another file") from None
-        yield temporary
-
-
-@contextmanager
-def _reporting(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CnnJaxError(f"cannot write {name} ({error.strerror}): free some space, or choose another file") from None
 
 
 if __name__ == "__main__":

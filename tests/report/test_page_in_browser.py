@@ -1,4 +1,4 @@
-"""The HTML report as rendered by a browser."""
+"""The HTML report of a run and that of a comparison as rendered by a browser."""
 
 import base64
 import io
@@ -10,10 +10,13 @@ import threading
 
 import numpy as np
 import pytest
+from comparisons import COMPARISONS
 from pages import RUNS
 from PIL import Image
 
+from cnn_jax.report import comparison
 from cnn_jax.report.page import save_page
+from cnn_jax.training.comparison import compare
 
 
 class Browser:
@@ -120,6 +123,18 @@ OVERLAPPING = """
 def test_nothing_is_cut_off_or_loaded_in_a_browser(browser, tmp_path, name, width):
     path = tmp_path / "report.html"
     save_page(path, **RUNS[name])
+    check_page(browser, path, width)
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_nothing_of_a_comparison_is_cut_off_or_loaded_in_a_browser(browser, tmp_path, name, width):
+    path = tmp_path / "comparison.html"
+    comparison.save_page(path, compare(COMPARISONS[name]))
+    check_page(browser, path, width)
+
+
+def check_page(browser, path, width):
     browser.open(path.as_uri(), width)
     assert browser.evaluate("innerWidth") == width
     assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
@@ -143,3 +158,16 @@ def test_light_and_dark_theme(browser, tmp_path):
         browser.evaluate("document.querySelector('.chart').scrollIntoView()")
         drawn = set(np.unique(browser.screenshot() @ np.array([65536, 256, 1])).tolist())
         assert {int(color[1:], 16) for color in colors} <= drawn  # background, curves and axes
+
+
+def test_light_and_dark_theme_of_a_comparison(browser, tmp_path):
+    path = tmp_path / "comparison.html"
+    comparison.save_page(path, compare(COMPARISONS["ten"]))
+    for theme, *colors in (
+        ("light", "#fdfcf9", "#14568f", "#96570a", "#1a6840", "#7a3f9d", "#ab1f2d"),
+        ("dark", "#151719", "#7fb9ec", "#e0a64e", "#6fc79a", "#cda2ee", "#f2949b"),
+    ):
+        browser.open(path.as_uri(), 1200, theme)
+        browser.evaluate("document.querySelector('.legend').scrollIntoView()")
+        drawn = set(np.unique(browser.screenshot() @ np.array([65536, 256, 1])).tolist())
+        assert {int(color[1:], 16) for color in colors} <= drawn  # background and curves

@@ -16,7 +16,14 @@ import numpy as np
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
 from cnn_jax.report.plots import METRICS, curves_svg
-from cnn_jax.report.tables import best_epoch, class_scores, metrics_by_split, most_confused
+from cnn_jax.report.tables import (
+    best_epoch,
+    class_scores,
+    format_duration,
+    format_setting,
+    metrics_by_split,
+    most_confused,
+)
 from cnn_jax.report.templates import render
 from cnn_jax.training.history import EpochRecord
 
@@ -40,9 +47,6 @@ CORRECT_SHADES = (0.5, 0.8, 0.9, 0.95)
 
 WRONG_SHADES = (0.01, 0.02, 0.05, 0.1, 0.2)
 """The fractions of a row off the diagonal at which the next of six shades begins."""
-
-BACKENDS = {"cpu": "CPU", "gpu": "GPU", "tpu": "TPU"}
-"""How JAX's names of backends are spelled in the report."""
 
 
 def save_page(
@@ -149,14 +153,6 @@ def _details(
     }
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.2f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"
-
-
 def _date(text: str) -> str:
     """A date and time in ISO 8601 with its time zone, such as ``2026-11-24 10:38 UTC+01:00``."""
     return f"{datetime.datetime.fromisoformat(text):%Y-%m-%d %H:%M %Z}"
@@ -177,34 +173,22 @@ def _data_facts(config: Config, dataset: Dataset, num_parameters: int) -> dict[s
 def _speed_facts(history: Sequence[EpochRecord], summary: Mapping[str, Any] | None) -> dict[str, str]:
     facts = {}
     if summary is not None:
-        backend = BACKENDS.get(summary["backend"], summary["backend"])
-        facts["Device"] = f"{backend}: {summary['device']}"
+        facts["Device"] = f"{summary['backend'].upper()}: {summary['device']}"
         facts["Number of devices"] = str(summary["device_count"])
         facts["CPU cores"] = str(summary["cpu_count"])
     if history:
-        facts["Training, all epochs"] = _duration(sum(record.seconds for record in history))
-        facts["Median epoch"] = _duration(statistics.median(record.seconds for record in history))
+        facts["Training, all epochs"] = format_duration(sum(record.seconds for record in history))
+        facts["Median epoch"] = format_duration(statistics.median(record.seconds for record in history))
         facts["Images per second"] = f"{statistics.median(record.images_per_second for record in history):,.0f}"
     if summary is not None:
-        facts["Compilation"] = _duration(summary["compile_seconds"])
+        facts["Compilation"] = format_duration(summary["compile_seconds"])
     return facts
 
 
 def _settings(config: Config) -> list[tuple[str, str, bool]]:
     """The name and value of each setting, and whether it differs from the default."""
-    settings = []
-    for field in dataclasses.fields(config):
-        match value := getattr(config, field.name):
-            case None:
-                text = "none"
-            case bool():
-                text = "on" if value else "off"
-            case tuple():
-                text = " ".join(map(str, value))
-            case _:
-                text = str(value)
-        settings.append((field.name, text, value != field.default))
-    return settings
+    values = ((field, getattr(config, field.name)) for field in dataclasses.fields(config))
+    return [(field.name, format_setting(value), value != field.default) for field, value in values]
 
 
 def _matrix(counts: np.ndarray) -> list[list[tuple[int, str]]]:

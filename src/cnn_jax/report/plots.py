@@ -4,10 +4,10 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,15 @@ COLORS = {
     "test": "#14568f",
 }
 """The light theme's colors, by the names of the page's CSS variables."""
+
+RUN_COLORS = {"run-1": "#14568f", "run-2": "#96570a", "run-3": "#1a6840", "run-4": "#7a3f9d", "run-5": "#ab1f2d"}
+"""The light theme's colors of the runs in one chart, by the names of CSS variables."""
+
+RUN_DASHES = ((), (6, 2), (1.5, 1.5), (7, 2, 1.5, 2))
+"""The dashes of their lines, in points: with the colors, these make 20 different lines."""
+
+LINE_WIDTH = 1.5
+"""The width of a line in points."""
 
 MAX_MARKERS = 30
 """The maximum number of epochs for which each epoch has a marker."""
@@ -75,50 +84,73 @@ def curves_svg(metric: str, history: Sequence[EpochRecord], steps_per_epoch: int
         history: at least one epoch.
         steps_per_epoch: the number of steps to average the training loss over.
     """
+    return _svg(metric, COLORS, lambda axes: _draw_curves(axes, metric, history, steps_per_epoch))
+
+
+def overlay_svg(title: str, metric: str, curves: Mapping[str, Mapping[int, float]]) -> str:
+    """A chart of one metric of several runs, as an ``<svg>`` element to embed in HTML; a legend is not included.
+
+    The color and the dashes of a run are those that ``run_line`` returns for its place in the mapping.
+
+    Args:
+        title: what the chart shows.
+        metric: a key of ``METRICS``.
+        curves: values by epoch, by the name of the run; empty for runs that are not to be shown. At least one is not.
+    """
+    colors = {name: COLORS[name] for name in ("ink", "muted", "rule")} | RUN_COLORS
+    return _svg(title, colors, lambda axes: _draw_overlay(axes, title, metric, curves))
+
+
+def run_line(index: int) -> tuple[str, tuple[float, ...]]:
+    """The name of the color, and the dashes in points, of the line of the run with an index, counted from 0."""
+    return tuple(RUN_COLORS)[index % len(RUN_COLORS)], RUN_DASHES[index % len(RUN_DASHES)]
+
+
+class _Texts(NamedTuple):
+    """The text alternative of a chart, and a tooltip for each marker, in drawing order."""
+
+    label: str
+    tooltips: list[str]
+
+
+def _svg(salt: str, colors: Mapping[str, str], draw: Callable[["Axes"], _Texts]) -> str:
+    """A chart as an ``<svg>`` element, with CSS variables instead of colors.
+
+    Args:
+        salt: makes ids in the chart differ from those in other charts of the page.
+        colors: the colors by the names of the variables.
+        draw: draws the chart and returns its texts.
+    """
+    from markupsafe import escape
     from matplotlib import style
     from matplotlib.figure import Figure
 
     # This font affects the layout only: the page's style sheet sets another.
-    settings = {"svg.fonttype": "none", "svg.hashsalt": metric, "font.sans-serif": ["DejaVu Sans"]}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.sans-serif": ["DejaVu Sans"]}
     with style.context(["default", settings]):
         figure = Figure(figsize=(4.8, 2.9), layout="constrained")
-        axes = figure.subplots()
-        tooltips = iter(_draw_curves(axes, metric, history, steps_per_epoch))
+        texts = draw(figure.subplots())
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = SVG_OVERHEAD.sub("", file.getvalue())
-    for name, color in COLORS.items():
+    for name, color in colors.items():
         svg = svg.replace(color, f"var(--{name})")
-    svg = re.sub(r"(<use [^>]*)/>", lambda use: f"{use[1]}><title>{next(tooltips)}</title></use>", svg)
-    label = f"{METRICS[metric][0]} by epoch, at the end: {', '.join(text.get_text() for text in axes.texts)}"
-    root = rf'<svg \1 role="img" aria-label="{label}">'
-    return re.sub(r'.*<svg [^>]*(viewBox="[^"]*")[^>]*>', root, svg, count=1, flags=re.DOTALL)
+    tooltips = iter(texts.tooltips)
+    svg = re.sub(r"(<use [^>]*)/>", lambda use: f"{use[1]}><title>{escape(next(tooltips))}</title></use>", svg)
+    attributes = f'role="img" aria-label="{escape(texts.label)}"'
+    root = r'.*<svg [^>]*(viewBox="[^"]*")[^>]*>'
+    return re.sub(root, lambda match: f"<svg {match[1]} {attributes}>", svg, count=1, flags=re.DOTALL)
 
 
-def _draw_curves(axes: "Axes", metric: str, history: Sequence[EpochRecord], steps_per_epoch: int) -> list[str]:
-    """Draw a curve for each split, labeled with its last value; return a tooltip for each marker, in drawing order."""
-    from matplotlib.ticker import MaxNLocator
-
+def _draw_curves(axes: "Axes", metric: str, history: Sequence[EpochRecord], steps_per_epoch: int) -> _Texts:
+    """Draw a curve for each split, labeled with its last value."""
     splits = metrics_by_split(history[-1], steps_per_epoch)
     curves = {
         split: {record.epoch: metrics_by_split(record, steps_per_epoch)[split][metric] for record in history}
         for split in splits
     }
-    values = [value for curve in curves.values() for value in curve.values() if math.isfinite(value)]
-    # Accuracies are compared near their top, which an axis from 0 would compress.
-    low, high = (0, max(values, default=0) or 1) if metric == "loss" else (min(values) - 0.01, max(values) + 0.01)
-    y_ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(max(0, low), high if metric == "loss" else min(1, high))
     last = history[-1].epoch
-    x_ticks = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True).tick_values(0, last or 1)
-    axes.set(ylim=(y_ticks[0], y_ticks[-1]), yticks=y_ticks)
-    axes.set(xlim=(0, last) if last else (-1, 1), xticks=[tick for tick in x_ticks if 0 <= tick <= last])
-    axes.set_title(METRICS[metric][0], loc="left", color=COLORS["ink"], weight="bold")
-    axes.set_xlabel("epoch", color=COLORS["muted"])
-    axes.set_ylabel(METRICS[metric][1], color=COLORS["muted"], labelpad=6, rotation_mode="anchor")
-    axes.tick_params(length=0, pad=6, labelcolor=COLORS["muted"])
-    axes.grid(axis="y", color=COLORS["rule"], clip_on=False)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
+    _set_up(axes, METRICS[metric][0], metric, last, curves.values())
 
     heights = axes.transLimits.transform([(last, curve[last]) for curve in curves.values()])[:, 1]
     heights = np.nan_to_num(heights, nan=1, posinf=1)
@@ -128,10 +160,7 @@ def _draw_curves(axes: "Axes", metric: str, history: Sequence[EpochRecord], step
         heights[upper] += overlap / 2
     tooltips = []
     for (split, curve), height in zip(curves.items(), heights, strict=True):
-        finite = [(epoch, value) for epoch, value in curve.items() if math.isfinite(value)]
-        marked = finite if len(history) <= MAX_MARKERS else finite[-1:]
-        axes.plot(*np.reshape(finite, (-1, 2)).T, color=COLORS[split], clip_on=False)
-        axes.plot(*np.reshape(marked, (-1, 2)).T, "o", color=COLORS[split], markersize=4, clip_on=False)
+        marked = _draw_line(axes, curve, color=COLORS[split], markersize=4)
         axes.annotate(
             f"{split} {format_metric(curve[last])}",
             (last, height),
@@ -142,7 +171,54 @@ def _draw_curves(axes: "Axes", metric: str, history: Sequence[EpochRecord], step
             color=COLORS[split],
         )
         tooltips += [f"epoch {epoch}, {split}: {format_metric(value)}" for epoch, value in marked]
-    return tooltips
+    ends = ", ".join(text.get_text() for text in axes.texts)
+    return _Texts(f"{METRICS[metric][0]} by epoch, at the end: {ends}", tooltips)
+
+
+def _draw_overlay(axes: "Axes", title: str, metric: str, curves: Mapping[str, Mapping[int, float]]) -> _Texts:
+    """Draw a curve for each run that has one."""
+    _set_up(axes, title, metric, max(max(curve) for curve in curves.values() if curve), curves.values())
+    ends, tooltips = [], []
+    for index, (name, curve) in enumerate(curves.items()):
+        if not curve:
+            continue
+        color, dashes = run_line(index)
+        pattern = (0, [length / LINE_WIDTH for length in dashes]) if dashes else "solid"
+        marked = _draw_line(axes, curve, color=RUN_COLORS[color], markersize=3, linewidth=LINE_WIDTH, linestyle=pattern)
+        tooltips += [f"epoch {epoch}, {name}: {format_metric(value)}" for epoch, value in marked]
+        ends.append(f"{name} {format_metric(curve[max(curve)])}")
+    return _Texts(f"{title} by epoch, at the end: {', '.join(ends)}", tooltips)
+
+
+def _draw_line(
+    axes: "Axes", curve: Mapping[int, float], *, color: str, markersize: float, **style: Any
+) -> list[tuple[int, float]]:
+    """Draw the finite values of a curve; return those with a marker, as (epoch, value)."""
+    finite = [(epoch, value) for epoch, value in curve.items() if math.isfinite(value)]
+    marked = finite if len(curve) <= MAX_MARKERS else finite[-1:]
+    axes.plot(*np.reshape(finite, (-1, 2)).T, color=color, clip_on=False, **style)
+    axes.plot(*np.reshape(marked, (-1, 2)).T, "o", color=color, markersize=markersize, clip_on=False)
+    return marked
+
+
+def _set_up(axes: "Axes", title: str, metric: str, last: int, curves: Iterable[Mapping[int, float]]) -> None:
+    """Set limits, ticks and labels for curves of a metric up to an epoch."""
+    from matplotlib.ticker import MaxNLocator
+
+    values = [value for curve in curves for value in curve.values() if math.isfinite(value)] or [0]
+    # Accuracies are compared near their top, which an axis from 0 would compress.
+    low, high = (0, max(values) or 1) if metric == "loss" else (min(values) - 0.01, max(values) + 0.01)
+    y_ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(max(0, low), high if metric == "loss" else min(1, high))
+    x_ticks = MaxNLocator(6, steps=[1, 2, 5, 10], integer=True).tick_values(0, last or 1)
+    axes.set(ylim=(y_ticks[0], y_ticks[-1]), yticks=y_ticks)
+    axes.set(xlim=(0, last) if last else (-1, 1), xticks=[tick for tick in x_ticks if 0 <= tick <= last])
+    axes.set_title(title, loc="left", color=COLORS["ink"], weight="bold")
+    axes.set_xlabel("epoch", color=COLORS["muted"])
+    axes.set_ylabel(METRICS[metric][1], color=COLORS["muted"], labelpad=6, rotation_mode="anchor")
+    axes.tick_params(length=0, pad=6, labelcolor=COLORS["muted"])
+    axes.grid(axis="y", color=COLORS["rule"], clip_on=False)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
 
 
 def save_confusion(path: Path, labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from cnn_jax.config import Config
 from cnn_jax.errors import printable
 from cnn_jax.report.plots import COLORS
+from cnn_jax.report.tables import format_setting
 from cnn_jax.report.templates import render
 
 MAX_PLOTTED = 40
@@ -234,7 +235,7 @@ def _row(result: Result, settings: Sequence[str]) -> dict[str, Any]:
 
 
 def _show(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else format_setting(value)
 
 
 def save_plot(path: Path, results: Sequence[Result], settings: Sequence[str]) -> None:

@@ -115,3 +115,27 @@ def format_metric(value: float, digits: int = 4) -> str:
     if not math.isfinite(value):
         return "not finite"
     return f"{value:.{digits}f}" if value < 1e5 else f"{value:.3g}"
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in seconds, or in minutes or hours if it is long."""
+    if not math.isfinite(seconds):
+        return "not finite"
+    if seconds < 100:
+        return f"{seconds:.2f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def format_setting(value: Any) -> str:
+    """The value of a setting as on the command line: none, on, off, or its text."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "on" if value else "off"
+        case tuple():
+            return " ".join(map(str, value))
+        case _:
+            return str(value)

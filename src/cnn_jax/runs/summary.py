@@ -1,21 +1,58 @@
 """The content of ``summary.json``: results, sizes, times, hardware and software versions."""
 
 import datetime
+import json
+import logging
 import os
 import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
+import msgspec
 
+from cnn_jax import files
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
 from cnn_jax.report.tables import best_epoch
 from cnn_jax.training.evaluation import Score
 from cnn_jax.training.history import EpochRecord
+
+NAME = "summary.json"
+MAX_LENGTH = 100_000
+"""The maximum size of the file in bytes."""
+
+Text = Annotated[str, msgspec.Meta(max_length=200)]
+
+logger = logging.getLogger("cnn_jax")
+
+
+class Summary(msgspec.Struct, frozen=True):
+    """What is in ``summary.json`` only, and the results with the step that they are of."""
+
+    test_accuracy: float
+    test_loss: float
+    steps: int
+    compile_seconds: float
+    backend: Text
+    device: Text
+    device_count: int
+    versions: dict[Text, Text]
+
+
+def read_summary(workdir: Path) -> Summary | None:
+    """Read ``summary.json``; None if training is not finished, or with a warning if the file is not valid."""
+    path = workdir / NAME
+    try:
+        return msgspec.convert(json.loads(files.read_bytes(path, MAX_LENGTH)), Summary)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        logger.warning("%s is ignored, because it cannot be read (%s)", path, getattr(error, "strerror", None) or error)
+        return None
 
 
 def summarize(
