@@ -10,7 +10,8 @@ GPUs, it gives no time, operations and traffic. There, the table has the number 
 microseconds to launch.
 
 The program "train" takes a step, "evaluate" computes the logits of a batch of test images, and "export" is the exported
-StableHLO program, for one image on one device.
+StableHLO program, for one image on one device. With "--members 1 16 64", so many networks of a sweep on each device are
+compiled too.
 """
 
 import argparse
@@ -22,7 +23,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +50,8 @@ from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError
 from cnn_jax.formats import stablehlo
 from cnn_jax.formats.network import Network
-from cnn_jax.training.ahead import lower_evaluation, lower_training
-from cnn_jax.training.input import num_batches
+from cnn_jax.training.ahead import lower_evaluation, lower_members, lower_training
+from cnn_jax.training.input import chunk_length, num_batches
 from cnn_jax.training.loop import create_task
 from cnn_jax.training.sharding import REPLICATED, make_mesh
 from cnn_jax.training.task import SCALE, Normalize, Task
@@ -156,8 +158,15 @@ class Recipe:
         options = {"steps_per_epoch": self.steps_per_epoch, "class_weights": weights}
         return create_task(self.config, self.num_classes, preprocess, **options)
 
-    def programs(self, mesh: Mesh) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
-        """The names of the programs, and functions that lower them."""
+    def programs(
+        self, mesh: Mesh, members: Sequence[int] = ()
+    ) -> Iterator[tuple[str, Callable[[], jax.stages.Lowered]]]:
+        """The names of the programs, and functions that lower them.
+
+        Args:
+            mesh: the devices.
+            members: numbers of networks of a sweep on each device.
+        """
         common = {"mesh": mesh, "batch_size": self.config.batch_size}
         yield (
             "train",
@@ -166,6 +175,19 @@ class Recipe:
         yield "evaluate", lambda: lower_evaluation(self.task, self.image_shape, num_images=self.num_test, **common)
         if mesh.size == 1:
             yield "export", lambda: self._lower_export(mesh)
+        for number in members:
+            yield f"train {number} members", partial(self._lower_members, mesh, number)
+
+    def _lower_members(self, mesh: Mesh, number: int) -> jax.stages.Lowered:
+        return lower_members(
+            self.task,
+            self.image_shape,
+            mesh,
+            num_members=number * mesh.size,
+            num_examples=self.num_train,
+            batch_size=self.config.batch_size,
+            chunk_steps=chunk_length(self.steps_per_epoch, self.config.batch_size * math.prod(self.image_shape)),
+        )
 
     def _lower_export(self, mesh: Mesh) -> jax.stages.Lowered:
         with jax.default_device(jax.devices("cpu")[0]):
@@ -184,7 +206,7 @@ def main() -> None:
     rows = []
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
     for name in flags.targets:
-        for row in compile_for(name, flags.presets):
+        for row in compile_for(name, flags.presets, flags.members):
             print(f"| {' | '.join(cell(row) for cell in COLUMNS.values())} |", flush=True)
             rows.append(row)
             if flags.json:
@@ -197,11 +219,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="default: all")
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS), help="default: all")
+    parser.add_argument("--members", nargs="+", type=int, default=(), metavar="N", help="networks of a sweep")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to this file")
     return parser.parse_args()
 
 
-def compile_for(name: str, presets: list[str]) -> Iterator[dict[str, Any]]:
+def compile_for(name: str, presets: list[str], members: Sequence[int] = ()) -> Iterator[dict[str, Any]]:
     """Compile the programs of presets for a target; what fails has the reason under ``error``."""
     target = TARGETS[name]
     try:
@@ -210,9 +233,9 @@ def compile_for(name: str, presets: list[str]) -> Iterator[dict[str, Any]]:
         yield {"target": name, "preset": "all", "program": "all", "error": _first_line(error)}
         return
     for recipe in map(Recipe.of, presets):
-        for program, lower in recipe.programs(mesh):
+        for program, lower in recipe.programs(mesh, members):
             row = {"target": name, "preset": recipe.name, "program": program}
-            steps = recipe.steps_per_epoch if program == "train" else None
+            steps = recipe.steps_per_epoch if program.startswith("train") else None
             try:
                 yield row | measure(lower(), target, steps)
             except RuntimeError as error:  # XLA's, if the program does not fit the device

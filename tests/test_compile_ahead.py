@@ -130,3 +130,14 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 """
     assert ahead.collectives(text) == [("all-reduce", 4 * 4 + 2 * 6), ("all-gather", 4 * 8)]
     assert ahead.num_kernels(text) == 2
+
+
+@needs_libtpu
+def test_members_of_a_sweep_exchange_nothing(ahead):
+    target, recipe = ahead.TARGETS["v5e-8"], ahead.Recipe("test", Config(), (28, 28, 1), 60_000, 10_000, 10)
+    lower = dict(recipe.programs(target.mesh(), [2]))["train 2 members"]
+    figures = ahead.measure(lower(), target, recipe.steps_per_epoch)
+    assert figures["collectives"] == []
+    assert figures["convolutions"] > 0
+    assert figures["host_transfers"] == 0
+    assert figures["aliased_bytes"] >= 2 * STATE_BYTES
