@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from cnn_jax.runs.run import Evaluation, Run
 
 
+MAX_CLASSES = 1000
+"""The maximum number of classes to print a confusion matrix for, which has as many entries as their square."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateFlags(Settings):
     """Evaluate a trained network on the test set of its dataset, or of another dataset with the same classes."""
@@ -82,7 +86,9 @@ def _text(run: "Run", dataset: "Dataset", evaluation: "Evaluation") -> str:
 
 
 def _json(run: "Run", dataset: "Dataset", evaluation: "Evaluation") -> str:
-    from cnn_jax.report.tables import class_scores
+    from cnn_jax.report.tables import class_scores, confusion_counts
+
+    counts = confusion_counts(evaluation.labels, evaluation.predictions, len(run.class_names))
 
     return json.dumps(
         {
@@ -92,6 +98,7 @@ def _json(run: "Run", dataset: "Dataset", evaluation: "Evaluation") -> str:
             "test_loss": evaluation.loss if math.isfinite(evaluation.loss) else None,  # JSON has no infinity
             "examples": len(evaluation.labels),
             **class_scores(evaluation.labels, evaluation.predictions, run.class_names),
+            "confusion_matrix": counts.toarray().tolist() if len(run.class_names) <= MAX_CLASSES else None,
         }
     )
 

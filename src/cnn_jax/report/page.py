@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
@@ -19,6 +20,7 @@ from cnn_jax.report.plots import METRICS, curves_svg
 from cnn_jax.report.tables import (
     best_epoch,
     class_scores,
+    confusion_counts,
     format_duration,
     format_setting,
     metrics_by_split,
@@ -90,7 +92,7 @@ def save_page(
         num_parameters=num_parameters,
         date=_date(summary["date"]) if summary else None,
         **_curves(history, steps_per_epoch),
-        **_confusion(scores),
+        **_confusion(confusion_counts(dataset.test.labels, predictions, len(dataset.class_names))),
         **_classes(scores, dataset),
         **_mistakes(dataset, logits),
         **_details(config, history, dataset, num_parameters, summary),
@@ -108,16 +110,15 @@ def _curves(history: Sequence[EpochRecord], steps_per_epoch: int) -> dict[str, A
     }
 
 
-def _confusion(scores: Mapping[str, Any]) -> dict[str, Any]:
+def _confusion(counts: csr_array) -> dict[str, Any]:
     """What the template needs for the confusion matrix: its cells and shades, its sums, its largest wrong entries."""
-    counts = np.array(scores["confusion_matrix"])
     return {
-        "matrix": _matrix(counts) if len(counts) <= MAX_CLASSES else None,
+        "matrix": _matrix(counts.toarray()) if counts.shape[0] <= MAX_CLASSES else None,
         "shades": {
             kind: list(itertools.pairwise((0, *bounds, 1)))
             for kind, bounds in (("correct", CORRECT_SHADES), ("wrong", WRONG_SHADES))
         },
-        "right": int(np.trace(counts)),
+        "right": int(counts.trace()),
         "supports": counts.sum(axis=1).tolist(),
         "pairs": most_confused(counts, MAX_PAIRS),
     }

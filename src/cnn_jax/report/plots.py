@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array, csr_array
 
-from cnn_jax.report.tables import format_metric, metrics_by_split
+from cnn_jax.report.tables import confusion_counts, format_metric, metrics_by_split
 from cnn_jax.training.history import EpochRecord
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ MAX_MARKERS = 30
 
 MANY_CLASSES = 20
 """The maximum number of classes for which the confusion matrix has large cells, and zeros."""
+
+MAX_CELLS = 500
+"""The maximum number of classes with a row and a column of their own in the confusion matrix."""
 
 LABEL_HEIGHT = 0.08
 """The distance to keep between the labels of two curves, as a fraction of the height of the axes."""
@@ -232,10 +236,15 @@ def save_confusion(path: Path, labels: np.ndarray, predictions: np.ndarray, clas
     """
     from matplotlib import style
     from matplotlib.figure import Figure
-    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+    from sklearn.metrics import ConfusionMatrixDisplay
 
     num_classes = len(class_names)
-    counts = confusion_matrix(labels, predictions, labels=range(num_classes))
+    counts = confusion_counts(labels, predictions, num_classes)
+    title = f"{counts.trace():,} of {counts.sum():,} test images correctly classified"
+    if num_classes > MAX_CELLS:
+        _save_merged_confusion(path, counts, title)
+        return
+    counts = counts.toarray()
     many = num_classes > MANY_CLASSES
     # Cells large enough for four digits, or for three of many classes; of very many, only the colors are visible.
     size = min(max(5.0, (0.4 if many else 0.7) * num_classes + 2), 40.0)
@@ -258,9 +267,23 @@ def save_confusion(path: Path, labels: np.ndarray, predictions: np.ndarray, clas
             label.set(ha="right", rotation_mode="anchor")
         for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
             label.set_parse_math(False)  # class names may contain anything
-        axes.set(
-            title=f"{np.trace(counts):,} of {counts.sum():,} test images correctly classified",
-            xlabel="predicted class",
-            ylabel="true class",
-        )
+        axes.set(title=title, xlabel="predicted class", ylabel="true class")
         figure.savefig(path, dpi=120, bbox_inches="tight")  # room for names of any length
+
+
+def _save_merged_confusion(path: Path, counts: csr_array, title: str) -> None:
+    """Plot the confusion matrix of very many classes: each cell adds up neighboring ones."""
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    num_classes = counts.shape[0]
+    merged = -(-num_classes // MAX_CELLS)
+    true, predicted = (places // merged for places in counts.tocoo().coords)
+    cells = coo_array((counts.tocoo().data, (true, predicted)), (MAX_CELLS, MAX_CELLS)).toarray()
+    with style.context("default"):
+        figure = Figure(figsize=(10, 10), layout="constrained")
+        axes = figure.subplots()
+        used = -(-num_classes // merged)
+        axes.imshow(np.log1p(cells[:used, :used]), cmap="Blues", extent=(0, num_classes, num_classes, 0))
+        axes.set(title=title, xlabel=f"predicted class, {merged} in a cell", ylabel="true class")
+        figure.savefig(path, dpi=120)

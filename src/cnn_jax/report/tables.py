@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
+from scipy.sparse import coo_array, csr_array
+from sklearn.metrics import classification_report, precision_recall_fscore_support
 
 from cnn_jax.errors import printable
 from cnn_jax.training.history import EpochRecord
@@ -27,7 +28,7 @@ def class_table(labels: np.ndarray, predictions: np.ndarray, class_names: Sequen
 
 
 def class_scores(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """The numbers of ``class_table`` and the confusion matrix, as values that can be converted to JSON.
+    """The numbers of ``class_table``, as values that can be converted to JSON.
 
     Args:
         labels: int ``[N]``, the true classes.
@@ -35,9 +36,8 @@ def class_scores(labels: np.ndarray, predictions: np.ndarray, class_names: Seque
         class_names: one name per class.
 
     Returns:
-        ``classes``, a list of ``name``, ``precision``, ``recall``, ``f1`` and ``support`` of each class; ``averages``,
-        the first three numbers of the ``macro`` and ``weighted`` average; and ``confusion_matrix``, lists of counts by
-        true class (row) and predicted class (column).
+        ``classes``, a list of ``name``, ``precision``, ``recall``, ``f1`` and ``support`` of each class; and
+        ``averages``, the first three numbers of the ``macro`` and ``weighted`` average.
     """
     indices = range(len(class_names))
     score = functools.partial(precision_recall_fscore_support, labels, predictions, labels=indices, zero_division=0)
@@ -50,8 +50,22 @@ def class_scores(labels: np.ndarray, predictions: np.ndarray, class_names: Seque
         "averages": {
             kind: dict(zip(metrics, map(float, score(average=kind)[:3]), strict=True)) for kind in ("macro", "weighted")
         },
-        "confusion_matrix": confusion_matrix(labels, predictions, labels=indices).tolist(),
     }
+
+
+def confusion_counts(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> csr_array:
+    """The confusion matrix, int64 ``[classes, classes]`` by true and predicted class.
+
+    It is sparse: the number of entries that are not zero is at most that of the examples, however many classes there
+    are.
+
+    Args:
+        labels: int ``[N]``, the true classes.
+        predictions: int ``[N]``, the predicted classes.
+        num_classes: the number of classes.
+    """
+    counts = coo_array((np.ones(len(labels), np.int64), (labels, predictions)), (num_classes, num_classes))
+    return counts.tocsr()  # adds up
 
 
 def confused_pairs(labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], most: int = 5) -> str:
@@ -63,7 +77,7 @@ def confused_pairs(labels: np.ndarray, predictions: np.ndarray, class_names: Seq
         class_names: one name per class, printed with control characters escaped.
         most: the maximum number of pairs.
     """
-    counts = confusion_matrix(labels, predictions, labels=range(len(class_names)))
+    counts = confusion_counts(labels, predictions, len(class_names))
     supports = counts.sum(axis=1)
     names = [printable(name) for name in class_names]
     lines = [
@@ -73,17 +87,18 @@ def confused_pairs(labels: np.ndarray, predictions: np.ndarray, class_names: Seq
     return "\n".join(["most confused:", *lines]) if lines else "most confused: none"
 
 
-def most_confused(counts: np.ndarray, most: int) -> list[tuple[int, int, int]]:
+def most_confused(counts: csr_array, most: int) -> list[tuple[int, int, int]]:
     """The largest off-diagonal entries of a confusion matrix, as (true class, predicted class, count).
 
     Args:
-        counts: int ``[classes, classes]``, by true and predicted class.
+        counts: the confusion matrix.
         most: the maximum number of entries; zeros are omitted.
     """
-    mistakes = counts - np.diag(np.diag(counts))
-    cells = np.argsort(-mistakes, axis=None, kind="stable")[:most]
-    pairs = np.transpose(np.unravel_index(cells, counts.shape)).tolist()
-    return [(true, predicted, int(mistakes[true, predicted])) for true, predicted in pairs if mistakes[true, predicted]]
+    cells = counts.tocoo()
+    true, predicted = cells.coords
+    order = np.lexsort((predicted, true, -cells.data))
+    order = order[true[order] != predicted[order]][:most]
+    return np.transpose([true[order], predicted[order], cells.data[order]]).tolist()
 
 
 def best_epoch(history: Sequence[EpochRecord]) -> EpochRecord:
