@@ -6,8 +6,8 @@
 For H100 targets, install '.[cuda]'. Every figure is the compiler's or calculated from the compiler's, none is measured:
 "estimate" is XLA's own for one step of the program, with perfect overlap and no waiting for the host, and "peak" the
 part of the chip's bfloat16 operations per second that it amounts to. XLA cannot estimate the time of every program. For
-GPUs, it gives no time, operations and traffic. There, the table has the number of kernels, each of which takes some
-microseconds to launch.
+GPUs, it gives no time, operations and traffic. There, the table has the number of kernels, and of launches, each of
+which takes the host some microseconds: XLA launches most kernels in groups, as CUDA graphs ("command buffers").
 
 The program "train" takes a step, "evaluate" computes the logits of a batch of test images, and "export" is the exported
 StableHLO program, for one image on one device. With "--members 1 16 64", so many networks of a sweep on each device are
@@ -17,11 +17,13 @@ compiled too.
 import argparse
 import dataclasses
 import importlib.util
+import itertools
 import json
 import math
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -66,6 +68,7 @@ gpu_device_info {
   threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 3350000000000 l2_cache_size: 52428800
   clock_rate_ghz: 1.98 device_memory_size: 84942979072 registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  driver_version: "12.9.0" runtime_version: "12.9.0" compile_time_toolkit_version: "12.9.0"
 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 } device_description_str: "NVIDIA H100 80GB HBM3"
 """
@@ -254,9 +257,12 @@ def measure(lowered: jax.stages.Lowered, target: Target, steps_per_epoch: int | 
         target: the devices it is for.
         steps_per_epoch: the number of steps in an epoch, of which the loop in a training program takes one at a time.
     """
-    began = time.perf_counter()
-    compiled = lowered.compile()
-    seconds = time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as dump:
+        options = {} if target.is_tpu else {"compiler_options": {"xla_dump_to": dump}}
+        began = time.perf_counter()
+        compiled = lowered.compile(**options)
+        seconds = time.perf_counter() - began
+        thunks = "".join(path.read_text() for path in Path(dump).glob("*thunk_sequence_after_thunk_passes.txt"))
     text = compiled.as_text()
     # XLA counts the operations in a loop once.
     cost = compiled.cost_analysis() or {}
@@ -278,6 +284,7 @@ def measure(lowered: jax.stages.Lowered, target: Target, steps_per_epoch: int | 
         "convolutions": len(re.findall(r" convolution\(.*window=|__cudnn\$conv", text)),
         "host_transfers": len(re.findall(r" (?:infeed|outfeed|send|recv)\(|host_compute", text)),
         "kernels": None if target.is_tpu else num_kernels(text),
+        "launches": num_launches(thunks),
         "estimated_seconds": estimate,
         "estimated_epoch_seconds": None if None in (estimate, steps_per_epoch) else estimate * steps_per_epoch,
         "peak_fraction": None if not estimate else flops / estimate / target.flops,
@@ -320,6 +327,25 @@ def num_kernels(text: str) -> int:
     return sum(operation not in NO_KERNEL and not operation.endswith("-done") for operation in operations)
 
 
+def num_launches(thunks: str) -> int | None:
+    """The number of launches in an iteration of the loop of a program for GPUs, or without a loop in all.
+
+    Args:
+        thunks: XLA's dump of what the host does, where launches within one launch are indented; may be empty.
+    """
+    lines = [re.match(r"( *)(?:\d+: (k\w+)|condition:|body:)", line) for line in thunks.splitlines()]
+    launches = [(len(match[1]), match[2]) for match in filter(None, lines) if match[2]]
+    if not launches:
+        return None
+    loop = next((place for place, (_, kind) in enumerate(launches) if kind == "kWhile"), None)
+    if loop is None:
+        return sum(indent == launches[0][0] for indent, _ in launches)
+    if launches[loop][0] > launches[0][0]:  # the loop is in a command buffer
+        return 0
+    inside = list(itertools.takewhile(lambda launch: launch[0] > launches[loop][0], launches[loop + 1 :]))
+    return sum(indent == inside[0][0] for indent, _ in inside)
+
+
 def _amount(key: str, scale: float, digits: int = 1) -> Callable[[dict[str, Any]], str]:
     return lambda row: "" if row.get(key) is None else f"{row[key] * scale:,.{digits}f}"
 
@@ -340,6 +366,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "temporaries (MB)": _amount("temporary_bytes", 1e-6),
     "collectives": _collectives,
     "kernels": lambda row: str(row.get("kernels") or ""),
+    "launches": lambda row: "" if row.get("launches") is None else str(row["launches"]),
     "estimate (µs)": _amount("estimated_seconds", 1e6, 0),
     "epoch (s)": _amount("estimated_epoch_seconds", 1, 2),
     "peak (%)": _amount("peak_fraction", 100),
