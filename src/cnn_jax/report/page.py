@@ -27,6 +27,7 @@ from cnn_jax.report.tables import (
     most_confused,
 )
 from cnn_jax.report.templates import render
+from cnn_jax.training.evaluation import log_normalizers
 from cnn_jax.training.history import EpochRecord
 
 MAX_CLASSES = 100
@@ -214,9 +215,9 @@ def _most_confident_mistakes(dataset: Dataset, logits: np.ndarray) -> list[dict[
     labels, names = dataset.test.labels, dataset.class_names
     predictions = np.argmax(logits, axis=-1)
     wrong = np.flatnonzero(predictions != labels)
-    outputs = np.nan_to_num(logits[wrong]).astype(np.float64)  # infinity becomes the largest finite number
-    odds = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
-    probabilities = (odds / odds.sum(axis=-1, keepdims=True))[np.arange(len(wrong)), predictions[wrong]]
+    outputs = np.nan_to_num(logits[wrong])  # infinity becomes the largest finite number
+    chosen = outputs[np.arange(len(wrong)), predictions[wrong]].astype(np.float64)
+    probabilities = np.exp(chosen - log_normalizers(outputs))
     order = np.argsort(-probabilities, kind="stable")[:MAX_PICTURES]
     return [
         {

@@ -25,6 +25,10 @@ first convolution takes 40 to 100 times the memory of the images.
 """
 
 
+BLOCK = 1 << 20
+"""Number of logits converted to float64 at a time."""
+
+
 class Score(NamedTuple):
     """Loss and accuracy.
 
@@ -44,9 +48,21 @@ def score(logits: np.ndarray, labels: np.ndarray) -> Score:
         logits: float ``[N, classes]``.
         labels: int ``[N]``.
     """
-    logits = logits.astype(np.float64)
-    losses = logsumexp(logits, axis=-1) - logits[np.arange(len(labels)), labels]
+    losses = log_normalizers(logits) - logits[np.arange(len(labels)), labels].astype(np.float64)
     return Score(float(losses.mean()), float(np.mean(logits.argmax(axis=-1) == labels)))
+
+
+def log_normalizers(logits: np.ndarray) -> np.ndarray:
+    """The logarithm of the sum of the exponentials of each row, float64 ``[N]``.
+
+    Blocks of rows are converted to float64, so that this needs little memory.
+
+    Args:
+        logits: float ``[N, classes]``.
+    """
+    rows = max(1, BLOCK // logits.shape[-1])
+    blocks = (logits[start : start + rows].astype(np.float64) for start in range(0, len(logits), rows))
+    return np.concatenate([logsumexp(block, axis=-1) for block in blocks] or [np.empty(0)])
 
 
 def batch_size_for(image_shape: tuple[int, int, int], num_images: int) -> int:
