@@ -2,6 +2,10 @@
 
     python -m cnn_jax.train --config cpu --workdir runs/pretrained
     python scripts/transfer.py --init-from runs/pretrained --dataset digits --examples 1 3 10 30 100 --seeds 5
+    python scripts/transfer.py --dataset fashion_mnist --examples 1 3 10 30 100 --seeds 5
+
+Without ``--init-from``, a network is first trained on the first half of the dataset's classes, with the recipe ``cpu``,
+and the few examples are of the other half.
 
 Both train the network of the pretrained run for the same number of steps, with the same recipe; a seed determines the
 examples too. The output is a Markdown table of the accuracy on all test images: mean and standard deviation.
@@ -27,17 +31,48 @@ STEPS = 200
 
 
 def main() -> None:
-    """Train with all numbers of examples and print the table."""
+    """Compare, after pretraining a network if none is given."""
     flags = parse_arguments()
     cli.use_every_processor()
     logging.getLogger("cnn_jax").setLevel(logging.WARNING)
+    dataset = load(Config(dataset=flags.dataset, data_dir=flags.data_dir))
+    if flags.init_from is not None:
+        compare(flags, flags.init_from, dataset)
+        return
+    half = len(dataset.class_names) // 2
+    with tempfile.TemporaryDirectory() as directory:
+        pretrain(with_classes(dataset, range(half)), Path(directory) / "run")
+        compare(flags, Path(directory) / "run", with_classes(dataset, range(half, len(dataset.class_names))))
+
+
+def pretrain(dataset: Dataset, workdir: Path) -> None:
+    """Train with the recipe ``cpu``."""
+    from cnn_jax.runs.fit import fit
+
+    config = dataclasses.replace(Config.from_yaml("cpu"), dataset=dataset.name)
+    run = fit(config, workdir, dataset=dataset, report=False)
+    print(f"{', '.join(run.class_names)}: {run.history[-1]}", file=sys.stderr)
+
+
+def with_classes(dataset: Dataset, labels: range) -> Dataset:
+    """The examples of consecutive classes, counted from 0."""
+
+    def of_classes(split: Split) -> Split:
+        chosen = split.subset(np.isin(split.labels, labels))
+        return dataclasses.replace(chosen, labels=chosen.labels - np.int32(labels.start))
+
+    splits = {name: of_classes(split) for name, split in dataset.splits.items()}
+    return dataclasses.replace(dataset, class_names=dataset.class_names[labels.start : labels.stop], **splits)
+
+
+def compare(flags: argparse.Namespace, init_from: Path, dataset: Dataset) -> None:
+    """Train with all numbers of examples and print the table."""
     from cnn_jax.runs.run import load_config
 
-    pretrained = load_config(flags.init_from)
+    pretrained = load_config(init_from)
     options = ("model", "model_depth", "model_width", "model_dropout")
     config = Config(
         dataset=flags.dataset,
-        data_dir=flags.data_dir,
         **{name: getattr(pretrained, name) for name in options},
         batch_size=50,
         optimizer="adamw",
@@ -47,8 +82,7 @@ def main() -> None:
         weight_decay=0.01,
         shift=2,
     )
-    dataset = load(config)
-    weights = {"from random weights": None, "from pretrained weights": str(flags.init_from)}
+    weights = {"from random weights": None, "from pretrained weights": str(init_from)}
     print(f"| examples per class | {' | '.join(weights)} |\n| --- | --- | --- |")
     for number in flags.examples:
         cells = []
@@ -81,7 +115,7 @@ def choose(split: Split, number: int, seed: int) -> Split:
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Compare training from random and from pretrained weights.")
-    parser.add_argument("--init-from", type=Path, required=True, help="run directory with the pretrained network")
+    parser.add_argument("--init-from", type=Path, help="run directory with the pretrained network")
     parser.add_argument("--dataset", default="digits", help="dataset to train on (default: %(default)s)")
     parser.add_argument("--examples", type=int, nargs="+", default=[1, 3, 10, 30], help="examples per class")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")

@@ -53,10 +53,12 @@ def test_speedrun_prints_a_table(tmp_path):
     assert "seed: 1 cnn_jax: accuracy: " in done.stderr
 
 
-def test_transfer_prints_a_table(tmp_path):
-    config = Config(dataset="digits", epochs=1, model="small", model_width=4)
-    run = fit(config, tmp_path / "run", report=False)
-    words = ["--init-from", run.workdir, "--examples", "1", "--seeds", "2"]
+@pytest.mark.parametrize("pretrained", ["given", "trained"])
+def test_transfer_prints_a_table(tmp_path, pretrained):
+    words = ["--examples", "1", "--seeds", "2"]
+    if pretrained == "given":
+        config = Config(dataset="digits", epochs=1, model="small", model_width=4)
+        words += ["--init-from", fit(config, tmp_path / "run", report=False).workdir]
     done = run_script("transfer.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"\| 1 \| 0\.\d{3} ± 0\.\d{3} \| 0\.\d{3} ± 0\.\d{3} \|", done.stdout.splitlines()[-1])
@@ -75,3 +77,12 @@ def test_errors_of_scripts_are_one_line(tmp_path, words, message):
     assert done.returncode != 0
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
+
+
+def test_scaling_measures_a_row(tmp_path):
+    done = run_script("scaling.py", "--topics", "classes", "--sizes", "20", "--json", "rows.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\| classes \| 20 \|( \d[\d.,]* \|){7}", done.stdout.splitlines()[-1])
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert (row["topic"], row["size"]) == ("classes", 20)
+    assert all(row[name] > 0 for name in ("start", "compile", "epoch", "us_per_image", "end", "memory_mb", "report_kb"))
