@@ -48,6 +48,8 @@ def start(main: Callable[[Sequence[str]], int]) -> NoReturn:
     status = run(main)
     if status == CnnJaxError.exit_status:
         _discard(STDERR)  # threads of a failed save print tracebacks until the process ends
+        if (jax := sys.modules.get("jax")) and jax.distributed.is_initialized():
+            os._exit(status)  # at a normal exit, jax waits for the other processes, which wait for this one
     sys.exit(status)
 
 

@@ -197,6 +197,8 @@ def _speed_facts(history: Sequence[EpochRecord], summary: Mapping[str, Any] | No
         backend = BACKENDS.get(summary["backend"], summary["backend"])
         facts["Device"] = f"{backend}: {summary['device']}"
         facts["Number of devices"] = str(summary["device_count"])
+        if summary["process_count"] > 1:
+            facts["Number of processes"] = str(summary["process_count"])
         facts["CPU cores"] = str(summary["cpu_count"])
     if history:
         facts["Training, all epochs"] = _duration(sum(record.seconds for record in history))

@@ -23,17 +23,18 @@ from cnn_jax.files import expanded
 from cnn_jax.formats.weights import Weights
 from cnn_jax.report import tensorboard
 from cnn_jax.runs.checkpoint import CheckpointWriter, holds_only_a_start, newest_metadata, restore
-from cnn_jax.runs.checks import check_dataset, check_same, check_usable
+from cnn_jax.runs.checks import check_dataset, check_same, check_same_in_all, check_usable
 from cnn_jax.runs.metadata import RunMetadata
 from cnn_jax.runs.outputs import MIN_STEPS, first_line, report_files, warn_if_constant, warn_if_untrained
 from cnn_jax.runs.pretrained import is_published, open_pretrained
+from cnn_jax.runs.processes import Processes
 from cnn_jax.runs.run import Run, count_parameters, load_config
 from cnn_jax.runs.summary import summarize
 from cnn_jax.runs.workdir import Workdir
 from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import ChunkReport, Progress, Trainer, create_task_for
 from cnn_jax.training.metrics import CrossEntropy
-from cnn_jax.training.sharding import replicate
+from cnn_jax.training.sharding import make_mesh, replicate
 from cnn_jax.training.state import TrainState
 
 logger = logging.getLogger("cnn_jax")
@@ -42,8 +43,9 @@ logger = logging.getLogger("cnn_jax")
 class StoppedError(CnnJaxError):
     """Training was stopped on request, after saving a checkpoint."""
 
-    def __init__(self, workdir: Path, step: int):
-        resume = f"python -m cnn_jax.train --resume --workdir {shlex.quote(str(workdir))}"
+    def __init__(self, workdir: Path, step: int, distributed: bool = False):
+        flags = "--distributed --resume" if distributed else "--resume"
+        resume = f"python -m cnn_jax.train {flags} --workdir {shlex.quote(str(workdir))}"
         super().__init__(f"stopped after step {step}: continue with {resume}")
 
 
@@ -69,42 +71,57 @@ def fit(
 ) -> Run:
     """Train a network, and write checkpoints and a report to a run directory.
 
+    After ``jax.distributed.initialize``, all processes call this with the same arguments. The first one writes.
+
     Args:
         config: the settings.
         workdir: the run directory; by default ``runs/<dataset>-<model>-<time>``.
         dataset: the examples; by default the dataset that ``config`` names.
-        devices: the devices to train on; by default all local devices.
+        devices: the devices to train on; by default all devices of all processes.
         report: whether to write the plots and ``report.html`` at the end.
-        on_epoch: called with the record of each epoch; ``print`` prints the same lines as the command.
-        on_chunk: called with the progress of the epoch after each chunk of at most 100 steps.
+        on_epoch: called with the record of each epoch, in the first process; ``print`` prints the same lines as the
+            command.
+        on_chunk: called with the progress of the epoch after each chunk of at most 100 steps, in the first process.
         stop_requested: called before each chunk and between the files of the report; if it returns True, training
-            saves a checkpoint and stops.
+            saves a checkpoint and stops. With several processes, one of them is enough, and all stop after the same
+            step, a chunk later.
 
     Returns:
         The trained network.
 
     Raises:
-        UsageError: a setting or the data cannot be used, or the run directory is not empty.
+        UsageError: a setting or the data cannot be used or differs between processes, or the run directory is not
+            empty.
         CnnJaxError: the data cannot be downloaded, a file cannot be written, or the loss is not finite.
+        LostProcessError: another process ended.
         StoppedError: a stop was requested.
     """
-    check_usable(config)
-    config = _with_absolute_paths(config)
-    weights = _open_weights(config)
-    directory = None if workdir is None else Workdir(Path(workdir))
-    if directory is not None:
-        directory.check_unused()
-    config, dataset = _resolve(config, dataset)
-    check_dataset(config, dataset)
-    trainer = _create_trainer(config, dataset, devices, weights)
-    start = _start(trainer, config, dataset, weights)
-    directory = directory or Workdir(_make_default_workdir(config))
-    directory.create()
-    with directory.locked():
-        directory.check_unused()  # again: another process may have created it
-        metadata = _describe(config, trainer, dataset)
+    processes = Processes(make_mesh(devices))
+    with processes.reporting_loss(), contextlib.ExitStack() as stack:
+        directory = None if workdir is None else Workdir(Path(workdir))
+        with processes.together():
+            check_usable(config)
+            config = _with_absolute_paths(config)
+            weights = _open_weights(config)
+            if directory is not None and processes.is_first:
+                directory.check_unused()
+            config, dataset = _resolve(config, dataset)
+            check_dataset(config, dataset)
+            trainer = _create_trainer(config, dataset, devices, weights)
+            start = _start(trainer, config, dataset, weights)
+            metadata = _describe(config, trainer, dataset, processes)
+        check_same_in_all(processes, metadata, start)
+
+        def create() -> Workdir:
+            created = directory or Workdir(_make_default_workdir(config))
+            created.create()
+            stack.enter_context(created.locked())
+            created.check_unused()  # again: another process may have created it
+            return created
+
+        directory = processes.from_first(create)
         outputs = _Outputs(report, on_epoch, on_chunk, stop_requested)
-        return _train(directory, trainer, dataset, metadata, start, outputs)
+        return _train(directory, trainer, dataset, metadata, start, outputs, processes)
 
 
 def resume(
@@ -138,36 +155,47 @@ def resume(
         The trained network.
 
     Raises:
-        UsageError: not a run directory, or settings or data differ from the run's.
+        UsageError: not a run directory, or settings or data differ from the run's or between processes.
         CnnJaxError: as in ``fit``, or all checkpoints are damaged.
+        LostProcessError: another process ended.
         StoppedError: a stop was requested.
     """
     directory = Workdir(Path(workdir))
     if isinstance(dataset, str):
         changes, dataset = changes | {"dataset": dataset}, None
-    config = _with_absolute_paths(dataclasses.replace(load_config(directory.path), **changes))
-    check_usable(config)
-    saved = _saved_metadata(directory)
-    trained = load_config(directory.path) if saved is None else saved.config
-    if dataset is None and config.dataset != "auto":  # before the data is read, which may take long
-        check_same(config, trained, directory)
-    config, dataset = _resolve(config, dataset)
-    check_same(config, trained, directory)
-    check_dataset(config, dataset)
-    weights = _open_weights(config) if saved is None else None
-    trainer = _create_trainer(config, dataset, devices, saved or weights)
-    start = _start(trainer, config, dataset, weights) if saved is None else None
-    directory.create()
-    with directory.locked():
-        metadata = _describe(config, trainer, dataset)
+    processes = Processes(make_mesh(devices))
+    with processes.reporting_loss(), contextlib.ExitStack() as stack:
+        written = processes.from_first(lambda: load_config(directory.path))
+        with processes.together():
+            config = _with_absolute_paths(dataclasses.replace(written, **changes))
+            check_usable(config)
+        saved = processes.from_first(lambda: _saved_metadata(directory))
+        trained = written if saved is None else saved.config
+        with processes.together():
+            if dataset is None and config.dataset != "auto":  # before the data is read, which may take long
+                check_same(config, trained, directory)
+            config, dataset = _resolve(config, dataset)
+            check_same(config, trained, directory)
+            check_dataset(config, dataset)
+            weights = _open_weights(config) if saved is None else None
+            trainer = _create_trainer(config, dataset, devices, saved or weights)
+            start = _start(trainer, config, dataset, weights) if saved is None else None
+            metadata = _describe(config, trainer, dataset, processes)
+        check_same_in_all(processes, metadata, start)
+
+        def restore_progress() -> tuple[Progress | None, list[EpochRecord]]:
+            directory.create()
+            stack.enter_context(directory.locked())
+            return (None, []) if saved is None else _restore(trainer, directory, metadata)
+
+        restored, history = processes.from_first(restore_progress)
         if start is None:
-            start, history = _restore(trainer, directory, metadata)
-            metadata = metadata.at(history, start)
+            start, metadata = restored, metadata.at(history, restored)
         if start.step > config.epochs * trainer.steps_per_epoch:
             epoch = -(-start.step // trainer.steps_per_epoch)
             raise UsageError(f"{directory.path} is already in epoch {epoch}: --epochs must be at least {epoch}")
         outputs = _Outputs(report, on_epoch, on_chunk, stop_requested)
-        return _train(directory, trainer, dataset, metadata, start, outputs)
+        return _train(directory, trainer, dataset, metadata, start, outputs, processes)
 
 
 def reached_target(config: Config, history: Sequence[EpochRecord]) -> bool:
@@ -194,20 +222,26 @@ def _train(
     metadata: RunMetadata,
     progress: Progress,
     outputs: _Outputs,
+    processes: Processes,
 ) -> Run:
-    """Train from ``progress`` to the end, writing all files of the run directory."""
+    """Train from ``progress`` to the end; the first process writes all files of the run directory."""
     config, history = metadata.config, list(metadata.history)
-    directory.write_config(config)  # first, so that the run can be resumed from here on
-    with CheckpointWriter(directory.checkpoints) as checkpoints, contextlib.ExitStack() as stack:
+    stop_requested = processes.requested_in_any(outputs.stop_requested)
+    with contextlib.ExitStack() as stack:
+        checkpoints = None
+        if processes.is_first:
+            directory.write_config(config)  # first, so that the run can be resumed from here on
+            checkpoints = stack.enter_context(CheckpointWriter(directory.checkpoints))
 
         def save(progress: Progress, accuracy: float | None = None) -> None:
             trainer.check_finite(progress.metrics)
-            checkpoints.save(progress.state, metadata.at(history, progress).to_json(), accuracy)
+            if checkpoints is not None:
+                checkpoints.save(progress.state, metadata.at(history, progress).to_json(), accuracy)
 
         def stop_if_requested(progress: Progress) -> None:
-            if outputs.stop_requested():
+            if stop_requested():
                 save(progress)
-                raise StoppedError(directory.path.absolute(), progress.step)
+                raise StoppedError(directory.path.absolute(), progress.step, distributed=processes.count > 1)
 
         def before_chunk(progress: Progress) -> None:
             stop_if_requested(progress)
@@ -215,15 +249,18 @@ def _train(
                 save(progress)
 
         save(progress)
-        checkpoints.wait()
-        logger.info(first_line(trainer, dataset, config.model))
-        directory.write_history(history)
-        on_record = [directory.append_history, outputs.on_epoch]
-        if config.tensorboard:
-            events = tensorboard.EventFiles(directory.path / "tensorboard", history, trainer.steps_per_epoch)
-            on_record.insert(1, stack.enter_context(events).append)
+        on_record: list[Callable[[EpochRecord], None]] = []
+        if checkpoints is not None:
+            checkpoints.wait()
+            logger.info(first_line(trainer, dataset, config.model))
+            directory.write_history(history)
+            on_record = [directory.append_history, outputs.on_epoch]
+            if config.tensorboard:
+                events = tensorboard.EventFiles(directory.path / "tensorboard", history, trainer.steps_per_epoch)
+                on_record.insert(1, stack.enter_context(events).append)
         compile_seconds = trainer.compile()
-        epochs = trainer.epochs(progress, on_chunk=outputs.on_chunk, before_chunk=before_chunk)
+        on_chunk = {"on_chunk": outputs.on_chunk} if processes.is_first else {}
+        epochs = trainer.epochs(progress, before_chunk=before_chunk, **on_chunk)
         for record, progress in () if _is_finished(config, history) else epochs:
             history.append(record)
             save(progress, record.selection_accuracy)
@@ -236,16 +273,19 @@ def _train(
                 break
         stop_if_requested(progress)
         summary, logits = _evaluate(trainer, config, history, dataset, progress.state, compile_seconds)
-        directory.write_summary(summary)
+        if processes.is_first:
+            directory.write_summary(summary)
         report = (
             report_files(config, history, trainer.steps_per_epoch, dataset, logits, summary) if outputs.report else {}
         )
         for name, write in report.items():
             stop_if_requested(progress)
-            with directory.replacing(name) as path:
-                write(path)
+            if processes.is_first:
+                with directory.replacing(name) as path:
+                    write(path)
         stop_if_requested(progress)
-    state = jax.device_put(progress.state, jax.devices()[0])  # on one device, as load_run returns it
+    # On one device, as load_run returns it.
+    state = jax.device_put(jax.device_get(progress.state), jax.local_devices()[0])
     return Run.of(directory, dataclasses.replace(metadata, history=tuple(history)), trainer.task, state)
 
 
@@ -344,10 +384,11 @@ def _saved_metadata(directory: Workdir) -> RunMetadata | None:
     return RunMetadata.from_json(newest_metadata(directory.checkpoints), directory.path)
 
 
-def _describe(config: Config, trainer: Trainer, dataset: Dataset) -> RunMetadata:
+def _describe(config: Config, trainer: Trainer, dataset: Dataset, processes: Processes) -> RunMetadata:
     """The metadata of a run before its first step."""
     return RunMetadata(
         config=config,
+        process_count=processes.count,
         device_count=trainer.mesh.size,
         image_shape=dataset.image_shape,
         class_names=dataset.class_names,
@@ -381,11 +422,11 @@ def _restore(trainer: Trainer, directory: Workdir, now: RunMetadata) -> tuple[Pr
             f"the epochs of the run in {directory.path} do not have {trainer.steps_per_epoch} steps: resume it with "
             "the dataset it was trained on"
         )
-    if saved.device_count != trainer.mesh.size:
+    before, after = ((run.device_count, run.process_count) for run in (saved, now))
+    if before != after:
         logger.warning(
-            "%s was trained on %d device(s) and is resumed on %d: results agree up to rounding, but not bitwise",
+            "%s was trained on %s and is resumed on %s: results agree up to rounding, but not bitwise",
             directory.path,
-            saved.device_count,
-            trainer.mesh.size,
+            *(f"{devices} device(s) of {count} process(es)" for devices, count in (before, after)),
         )
     return Progress(step, state, saved.epoch_metrics, saved.epoch_seconds), list(saved.history)

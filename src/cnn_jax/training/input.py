@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from cnn_jax.data import Split
 from cnn_jax.data.shuffle import epoch_order
-from cnn_jax.training.sharding import BATCHES, REPLICATED, padded, replicate, shard_batches
+from cnn_jax.training.sharding import BATCHES, REPLICATED, local_part, padded, replicate, shard_batches
 from cnn_jax.training.step import Batch
 
 MAX_CHUNK_STEPS = 100
@@ -103,15 +103,16 @@ class ArraySource:
         order = self._epoch_order(epoch)
         images, labels = self._split.images, self._split.labels
         batch = padded(self._batch_size, self._mesh)
+        positions = np.arange(batch)[local_part(batch, self._mesh)]  # of this process
         steps = np.arange(start, stop)
         num_examples = np.zeros(self.chunk_steps, np.int32)
         num_examples[: len(steps)] = np.minimum(self._batch_size, len(order) - steps * self._batch_size)
-        mask = np.arange(batch) < num_examples[:, np.newaxis]
-        places = np.minimum(steps[:, np.newaxis] * self._batch_size + np.arange(batch), len(order) - 1)
+        mask = positions < num_examples[:, np.newaxis]
+        places = np.minimum(steps[:, np.newaxis] * self._batch_size + positions, len(order) - 1)
         chosen = order[places]
         arrays = Batch(
-            np.empty((self.chunk_steps, batch, *images.shape[1:]), np.uint8),
-            np.zeros((self.chunk_steps, batch), np.int32),
+            np.empty((self.chunk_steps, len(positions), *images.shape[1:]), np.uint8),
+            np.zeros((self.chunk_steps, len(positions)), np.int32),
             mask,
             replicate(num_examples, self._mesh),
             replicate(np.full(self.chunk_steps, epoch, np.int32), self._mesh),
