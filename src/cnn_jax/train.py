@@ -55,10 +55,15 @@ def main(args: Sequence[str]) -> int:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_OPS}"
     # Slow imports come after the flags are parsed.
     if flags.distributed:
+        from cnn_jax import aborts
         from cnn_jax.runs import processes
 
+        aborts.end_in_one_line()
         processes.initialize(flags.coordinator, flags.num_processes, flags.process_index)
     cli.initialize_jax()
+    if flags.distributed:
+        with cli.discarding_output():  # of Gloo, which connects the processes when they first communicate
+            processes.meet()
     import jax
 
     from cnn_jax.report.console import EpochPrinter

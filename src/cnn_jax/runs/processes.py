@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from cnn_jax.aborts import LOST_PROCESS
 from cnn_jax.errors import CnnJaxError, UsageError
-from cnn_jax.training.sharding import process_indices, sum_over_processes
+from cnn_jax.training.sharding import make_mesh, process_indices, sum_over_processes
 
 Result = TypeVar("Result")
 
@@ -31,7 +32,7 @@ class LostProcessError(CnnJaxError):
     """Another process ended before the training did."""
 
     def __init__(self) -> None:
-        super().__init__("another process of this training ended: see its messages, then restart all with --resume")
+        super().__init__(LOST_PROCESS)
 
 
 def initialize(
@@ -60,6 +61,13 @@ def initialize(
         reason = str(error).partition("\n")[0][:200]
         raise UsageError(f"the processes cannot be connected ({reason}): check the flags of each") from None
     signal.signal(signal.SIGTERM, handler)  # jax has installed a handler of its own, in C++
+
+
+def meet() -> None:
+    """Wait until all processes have initialized their devices. Raises LostProcessError if one of them ends instead."""
+    mesh = make_mesh()
+    with Processes(mesh).reporting_loss():
+        sum_over_processes(np.int32(1), mesh).block_until_ready()
 
 
 class Processes:
