@@ -334,9 +334,7 @@ def _structure_mismatch(path: Path, state: TrainState) -> str | None:
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in expected.values())
     if size > MAX_COMPRESSION * sum(file.lstat().st_size for file in _files(path)):
         return f"its files are too small for the expected {size} bytes"
-    with contextlib.closing(
-        ocp.StandardCheckpointHandler(multiprocessing_options=_only_this_process())
-    ) as handler:
+    with contextlib.closing(ocp.StandardCheckpointHandler(multiprocessing_options=_only_this_process())) as handler:
         saved = {leaf.name: leaf for leaf in jax.tree.leaves(handler.metadata(path.absolute() / "state").tree)}
     if saved.keys() != expected.keys():
         return "its arrays do not have the expected names"

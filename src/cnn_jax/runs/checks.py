@@ -73,7 +73,9 @@ def check_same_in_all(processes: Processes, metadata: RunMetadata, start: Progre
     """
     if processes.count == 1:
         return
-    settings = dataclasses.replace(metadata.config, data_dir=None, init_from=None)
+    kind, colon, _ = metadata.config.dataset.partition(":")
+    dataset = {"dataset": kind + colon} if kind == "folder" else {}
+    settings = dataclasses.replace(metadata.config, data_dir=None, init_from=None, **dataset)
     processes.check_same("settings", settings.to_yaml())
     processes.check_same("images or labels", metadata.data_sha256)
     if start is not None:
