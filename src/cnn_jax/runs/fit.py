@@ -422,11 +422,11 @@ def _restore(trainer: Trainer, directory: Workdir, now: RunMetadata) -> tuple[Pr
             f"the epochs of the run in {directory.path} do not have {trainer.steps_per_epoch} steps: resume it with "
             "the dataset it was trained on"
         )
-    before, after = ((run.device_count, run.process_count) for run in (saved, now))
-    if before != after:
+    if saved.hardware != now.hardware:
         logger.warning(
             "%s was trained on %s and is resumed on %s: results agree up to rounding, but not bitwise",
             directory.path,
-            *(f"{devices} device(s) of {count} process(es)" for devices, count in (before, after)),
+            saved.hardware,
+            now.hardware,
         )
     return Progress(step, state, saved.epoch_metrics, saved.epoch_seconds), list(saved.history)

@@ -56,6 +56,11 @@ class RunMetadata:
     epoch_seconds: float = 0.0
     epoch_metrics: Metrics = dataclasses.field(default_factory=Metrics.zero)
 
+    @property
+    def hardware(self) -> str:
+        """The number of devices, and of processes if there are several, in words."""
+        return f"{self.device_count} device(s)" + f" of {self.process_count} processes" * (self.process_count > 1)
+
     def at(self, history: list[EpochRecord], progress: Progress) -> Self:
         """The metadata of the same run at another point of its training."""
         return dataclasses.replace(
