@@ -38,12 +38,12 @@ class TrainFlags(Config):
         default=False,
     )
     coordinator: Address | None = setting(
-        "where the process with index 0 listens, the same for all; with --distributed, where they are not found by "
-        "themselves",
-        default=None,
+        "with --distributed elsewhere: where the process with index 0 listens, the same for all", default=None
     )
-    num_processes: Count | None = setting("the number of processes, likewise", default=None)
-    process_index: Index | None = setting("the index of this process, counted from 0, likewise", default=None)
+    num_processes: Count | None = setting("with --distributed elsewhere: the number of processes", default=None)
+    process_index: Index | None = setting(
+        "with --distributed elsewhere: the index of this process, counted from 0", default=None
+    )
 
 
 def main(args: Sequence[str]) -> int:

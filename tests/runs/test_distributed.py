@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -94,14 +95,39 @@ def run(count, *words, cwd, environments=None):
         return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
+
+SRUN = """#!/bin/bash
+for index in 0 1; do
+    SLURM_NTASKS=2 SLURM_PROCID=$index SLURM_LOCALID=$index "$@" > $index.out 2> $index.err &
+    tasks+=($!)
+done
+status=0
+for task in ${tasks[@]}; do wait $task || status=$?; done
+exit $status
+"""
+"""A command ``srun`` that starts two tasks on this machine."""
+
+
+def script(first_line, cwd, *words, path=(), **environment):
+    """Run the script of the page on several machines with this line, and return its exit status."""
+    (block,) = re.findall(rf"^```bash\n({re.escape(first_line)}\n.*?)^```$", PAGE.read_text(), flags=re.M | re.S)
+    folders = [*map(str, path), str(Path(sys.executable).parent), os.environ["PATH"]]
+    environment = os.environ | {"PATH": os.pathsep.join(folders)} | environment
+    block = block.replace("12345", str(free_port()))
+    return subprocess.run(["bash", "-c", block, "bash", *words], cwd=cwd, env=environment, timeout=TIMEOUT, check=True)
+
+
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory):
-    """``CONFIG`` trained by two processes that find each other as the tasks of a SLURM job: outputs and directory."""
+    """``CONFIG`` trained by the two tasks of a SLURM job: the outputs of each, and the run directory."""
     cwd = tmp_path_factory.mktemp("two")
+    (cwd / "srun").write_text(SRUN)
+    (cwd / "srun").chmod(0o755)
     port = free_port(61440, 65536)  # jax computes it from the number of the job
-    job = {"SLURM_JOB_ID": str(port - 61440), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    tasks = [job | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(2)]
-    return run(2, *FLAGS, "--epochs=3", "--workdir=run", cwd=cwd, environments=tasks), cwd / "run"
+    job = {"SLURM_JOB_ID": str(port - 61440), "SLURM_STEP_NODELIST": "localhost", "JAX_NUM_CPU_DEVICES": "1"}
+    script("#!/bin/bash", cwd, *FLAGS, "--epochs=3", "--workdir=run", path=[cwd], **job)
+    return [[(cwd / f"{index}.{stream}").read_text() for stream in ("out", "err")] for index in range(2)], cwd / "run"
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +146,7 @@ def assert_close_outcome(workdir, reference):
 
 def test_two_processes_train_the_same_network_as_one(by_two, tmp_path):
     """Bit for bit, because the sum over two devices does not depend on their order."""
-    (first, second), workdir = by_two
-    assert (first[0], second[0]) == (0, 0), (first, second)
+    _, workdir = by_two
     alone = fit(CONFIG, tmp_path / "run", devices=jax.devices()[:2]).workdir
     assert_same_outcome(workdir, alone)
     summary = json.loads((workdir / "summary.json").read_text())
@@ -131,11 +156,17 @@ def test_two_processes_train_the_same_network_as_one(by_two, tmp_path):
 
 def test_only_the_first_process_prints(by_two):
     (first, second), _ = by_two
-    assert [line.split(" total")[0] for line in first[1].splitlines()] == ["epoch: 0", "epoch: 1", "epoch: 2"]
-    lines = first[2].splitlines()
+    assert [line.split(" total")[0] for line in first[0].splitlines()] == ["epoch: 0", "epoch: 1", "epoch: 2"]
+    lines = first[1].splitlines()
     assert lines[0].endswith("2 CPU devices of 2 processes")
     assert lines[2:] == ["run directory: run"]
-    assert second[1:] == ("", "")
+    assert second == ["", ""]
+
+
+def test_the_script_for_one_machine(tmp_path):
+    script("export JAX_NUM_CPU_DEVICES=1", tmp_path)
+    summary = json.loads((tmp_path / "runs" / "two" / "summary.json").read_text())
+    assert (summary["epochs"], summary["process_count"], summary["device_count"]) == (2, 2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +187,16 @@ def test_run_of_four_processes_is_resumed_by_one(by_four, by_one, tmp_path, capl
 
 
 def test_run_of_four_processes_is_resumed_by_three(by_four, by_one, tmp_path):
-    shutil.copytree(by_four, tmp_path / "run")
-    results = run(3, "--resume", "--workdir=run", "--epochs=3", cwd=tmp_path)
+    """Without a common file system: the others have the settings."""
+    machines = [tmp_path / name for name in ("first", "second", "third")]
+    shutil.copytree(by_four, machines[0] / "run")
+    for machine in machines[1:]:
+        (machine / "run").mkdir(parents=True)
+        shutil.copy(by_four / "config.yaml", machine / "run")
+    results = run(3, "--resume", "--workdir=run", "--epochs=3", cwd=machines)
     assert [status for status, *_ in results] == 3 * [0], results
-    assert_close_outcome(tmp_path / "run", by_one)
+    assert_close_outcome(machines[0] / "run", by_one)
+    assert {path.name for machine in machines[1:] for path in (machine / "run").iterdir()} == {"config.yaml"}
 
 
 @pytest.mark.parametrize("victim", [0, 1])
