@@ -5,12 +5,13 @@ answering, the runtime writes a fatal error and a stack trace to the C library's
 offers no way to handle this in Python.
 """
 
+import contextlib
 import ctypes
 import os
 import platform
 import signal
 
-STDERR = 2
+from cnn_jax.errors import CnnJaxError
 
 LOST_PROCESS = "another process of this training ended: see its messages, then restart all with --resume"
 
@@ -19,14 +20,18 @@ NOT_CONNECTED = (
     "processes"
 )
 
-_kept: list[object] = []
+STDERR = 2
+"""The file descriptor of standard error."""
+
+_handlers: list[object] = []
 """What C code refers to, so that it is not freed."""
 
 
 def end_in_one_line() -> None:
     """Handle such aborts of this process by an error message and exit status 1; other aborts stay as they are.
 
-    Until then, what C++ code prints is kept in a temporary file. Only for glibc, for which jaxlib is compiled on Linux.
+    What C code writes to ``stderr``, but not what Python writes, is kept in a temporary file to tell them apart. This
+    works with glibc, for which jaxlib is compiled on Linux, and does nothing elsewhere.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -36,6 +41,8 @@ def end_in_one_line() -> None:
     libc.fileno.argtypes = [ctypes.c_void_p]
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     stream = libc.tmpfile()
+    if stream is None:  # nowhere to write
+        return
     libc.setbuf(stream, None)
     descriptor = libc.fileno(stream)
 
@@ -44,11 +51,16 @@ def end_in_one_line() -> None:
         written = os.pread(descriptor, 1 << 20, 0)
         if b"JAX distributed service detected fatal errors" in written:
             message = NOT_CONNECTED if b"RegisterTask" in written else LOST_PROCESS
-            os.write(STDERR, f"error: {message}\n".encode())
-            os._exit(1)
-        os.write(STDERR, written)
-        libc.signal(number, None)  # the default; abort raises the signal again
+            _write(f"error: {message}\n".encode())
+            os._exit(CnnJaxError.exit_status)
+        _write(written)
+        libc.signal(number, None)  # the default action: abort raises the signal again
 
+    _handlers.append(handle)
     ctypes.c_void_p.in_dll(libc, "stderr").value = stream
     libc.signal(signal.SIGABRT, ctypes.cast(handle, ctypes.c_void_p))
-    _kept.append(handle)
+
+
+def _write(content: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.write(STDERR, content)
