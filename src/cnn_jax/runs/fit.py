@@ -98,6 +98,7 @@ def fit(
     """
     processes = Processes(make_mesh(devices))
     with processes.reporting_loss(), contextlib.ExitStack() as stack:
+        processes.check_same("arguments", "fit")
         directory = None if workdir is None else Workdir(Path(workdir))
         with processes.together():
             check_usable(config)
@@ -165,6 +166,7 @@ def resume(
         changes, dataset = changes | {"dataset": dataset}, None
     processes = Processes(make_mesh(devices))
     with processes.reporting_loss(), contextlib.ExitStack() as stack:
+        processes.check_same("arguments", "resume")
         written = processes.from_first(lambda: load_config(directory.path))
         with processes.together():
             config = _with_absolute_paths(dataclasses.replace(written, **changes))

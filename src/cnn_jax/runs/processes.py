@@ -123,7 +123,7 @@ class Processes:
         return pickle.loads(np.asarray(sum_over_processes(content, self._mesh)).tobytes())
 
     def check_same(self, what: str, value: str) -> None:
-        """Raise UsageError in all processes if ``value``, a checksum of ``what``, is not the same in all."""
+        """Raise UsageError in all processes if ``value``, a description or checksum of ``what``, differs between them."""
         if self.count == 1:
             return
         first, *others = self._gather(value)
