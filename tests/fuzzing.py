@@ -345,6 +345,7 @@ RECORD = EpochRecord(
 METADATA = RunMetadata(
     config=CONFIG,
     device_count=1,
+    process_count=1,
     image_shape=(16, 16, 1),
     class_names=DATASET.class_names,
     data_sha256=DATASET.sha256,

@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 
 from cnn_jax.config import Config
+from cnn_jax.training.sharding import process_indices
 
 pytestmark = pytest.mark.optimized
 needs_libtpu = pytest.mark.skipif(
@@ -69,6 +70,15 @@ def test_gradients_loss_and_number_correct_are_summed_at_once(measured):
     (only,) = measured("v5e-8", "train", Config())["collectives"]
     assert only["operation"] == "all-reduce"
     assert 4 * (32_998 + 2) <= only["bytes"] <= 4 * (32_998 + 2) + 512
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_256_devices_of_64_processes_communicate_once_per_step(ahead, measured):
+    assert process_indices(ahead.TARGETS["v5e-256"].mesh()) == list(range(64))
+    (only,) = measured("v5e-256", "train", Config())["collectives"]
+    assert only["operation"] == "all-reduce"
+    assert only["bytes"] == 4 * (32_998 + 2)
 
 
 @needs_libtpu

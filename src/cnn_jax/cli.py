@@ -14,6 +14,7 @@ import signal
 import sys
 import textwrap
 import threading
+import traceback
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,10 +46,23 @@ def start(main: Callable[[Sequence[str]], int]) -> NoReturn:
     use_every_processor()
     os.environ["MPLBACKEND"] = "agg"  # the commands draw to files only
     _keep_compiled_programs()
-    status = run(main)
+    try:
+        status = run(main)
+    except Exception:
+        if not _is_distributed():
+            raise
+        traceback.print_exc()
+        status = CnnJaxError.exit_status
     if status == CnnJaxError.exit_status:
         _discard(STDERR)  # threads of a failed save print tracebacks until the process ends
+        if _is_distributed():
+            os._exit(status)  # at a normal exit, jax waits for the other processes, which wait for this one
     sys.exit(status)
+
+
+def _is_distributed() -> bool:
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def run(main: Callable[[Sequence[str]], int]) -> int:
@@ -145,6 +159,19 @@ def _flushing(main: Callable[[Sequence[str]], int], args: Sequence[str]) -> int:
         sys.stdout.flush()
 
 
+@contextlib.contextmanager
+def discarding_output() -> Iterator[None]:
+    """Discard what libraries print on standard output inside this context, also those in C++."""
+    sys.stdout.flush()
+    output = os.dup(1)
+    _discard(1)
+    try:
+        yield
+    finally:
+        os.dup2(output, 1)
+        os.close(output)
+
+
 def _discard(descriptor: int) -> None:
     """Redirect a file descriptor to the null device, including what is still buffered."""
     null = os.open(os.devnull, os.O_WRONLY)
@@ -224,8 +251,8 @@ class StopSignals:
 
     @property
     def exit_status(self) -> int:
-        """The exit status that a shell reports for the signal."""
-        return 128 + self._signal
+        """The exit status that a shell reports for the signal, or for SIGTERM if another process received one."""
+        return 128 + (self._signal or signal.SIGTERM)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None or not self._asked:

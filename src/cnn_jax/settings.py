@@ -36,6 +36,13 @@ Duration = Annotated[
         description="a number of epochs or steps, such as '2 epochs' or '500 steps'",
     ),
 ]
+Index = Annotated[int, Meta(ge=0, lt=2**31, title="I", description="an integer from 0 to 2**31 - 1")]
+Address = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[!-~]{1,255}:[0-9]{1,5}\Z", title="HOST:PORT", description="a host and a port, such as node1:12345"
+    ),
+]
 Switch = Annotated[bool, Meta(description="true or false")]
 Side = Annotated[int, Meta(ge=1, le=10_000)]
 Channels = choice(1, 3)

@@ -1,14 +1,19 @@
 """``python -m cnn_jax.train``: train a network and print one line per epoch."""
 
 import dataclasses
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cnn_jax import cli, sweep
 from cnn_jax.config import DETERMINISTIC_OPS, Config
 from cnn_jax.errors import UsageError
-from cnn_jax.settings import Count, FilePath, Switch, setting
+from cnn_jax.settings import Address, Count, FilePath, Index, Switch, setting
+
+if TYPE_CHECKING:
+    from cnn_jax.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +22,8 @@ class TrainFlags(Config):
 
     Exit status: 0 on success, 1 on failure, 2 for invalid input, 3 if --target-accuracy was not reached; 130, 143 or
     129 if Ctrl-C, SIGTERM or SIGHUP stopped it, after saving a checkpoint once training has started.
+
+    With --distributed, processes on several machines train one network. Start the same command on all of them.
     """
 
     config: FilePath | None = setting(
@@ -31,6 +38,17 @@ class TrainFlags(Config):
         default=None,
     )
     resume: Switch = setting("continue the run in --workdir from its newest checkpoint and settings", default=False)
+    distributed: Switch = setting(
+        "train together with other processes, found by themselves on TPU pods, SLURM, Open MPI and Kubernetes",
+        default=False,
+    )
+    coordinator: Address | None = setting(
+        "with --distributed elsewhere: where the process with index 0 listens, the same for all", default=None
+    )
+    num_processes: Count | None = setting("with --distributed elsewhere: the number of processes", default=None)
+    process_index: Index | None = setting(
+        "with --distributed elsewhere: the index of this process, counted from 0", default=None
+    )
 
 
 def main(args: Sequence[str]) -> int:
@@ -42,13 +60,25 @@ def main(args: Sequence[str]) -> int:
     if config.deterministic:
         # XLA reads its flags once, when jax initializes its devices.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_OPS}"
-    cli.initialize_jax()
     # Slow imports come after the flags are parsed.
-    from cnn_jax.report.console import EpochPrinter
-    from cnn_jax.report.tables import best_epoch
-    from cnn_jax.runs.fit import StoppedError, fit, resume
-    from cnn_jax.training.history import ran_out_of_patience, reached_target
+    if flags.distributed:
+        from cnn_jax import aborts
+        from cnn_jax.runs import processes
 
+        aborts.end_in_one_line()
+        processes.initialize(flags.coordinator, flags.num_processes, flags.process_index)
+    cli.initialize_jax()
+    if flags.distributed:
+        with cli.discarding_output():  # of Gloo, which connects the processes when they first communicate
+            processes.meet()
+    import jax
+
+    from cnn_jax.report.console import EpochPrinter
+    from cnn_jax.runs.fit import StoppedError, fit, resume
+
+    is_first = jax.process_index() == 0
+    if not is_first:
+        logging.getLogger("cnn_jax").setLevel(logging.ERROR)
     with EpochPrinter(config.epochs) as printer, cli.StopSignals() as signals:
         try:
             listeners = {
@@ -61,8 +91,18 @@ def main(args: Sequence[str]) -> int:
             else:
                 run = fit(config, flags.workdir, **listeners)
         except StoppedError as stopped:
-            cli.say(stopped)
+            if is_first:
+                cli.say(stopped)
             return signals.exit_status
+    if is_first:
+        _say_results(config, run)
+    return 3 if _missed_target(config, run) else 0
+
+
+def _say_results(config: Config, run: "Run") -> None:
+    from cnn_jax.report.tables import best_epoch
+    from cnn_jax.training.history import ran_out_of_patience
+
     best = best_epoch(run.history)
     split = "test" if best.validation_accuracy is None else "validation"
     cli.say(f"best epoch: {best.epoch} with a {split} accuracy of {best.selection_accuracy:.4f}; see report.html")
@@ -71,11 +111,15 @@ def main(args: Sequence[str]) -> int:
         cli.say(
             f"stopped after epoch {len(run.history) - 1}: no better validation accuracy in {config.patience} epochs"
         )
-    if config.target_accuracy is not None and not reached_target(config, run.history):
+    if _missed_target(config, run):
         epochs = "1 epoch" if len(run.history) == 1 else f"{len(run.history)} epochs"
         cli.say(f"the accuracy did not reach {config.target_accuracy} in {epochs}")
-        return 3
-    return 0
+
+
+def _missed_target(config: Config, run: "Run") -> bool:
+    from cnn_jax.training.history import reached_target
+
+    return config.target_accuracy is not None and not reached_target(config, run.history)
 
 
 def parse(args: Sequence[str]) -> TrainFlags:
@@ -83,6 +127,7 @@ def parse(args: Sequence[str]) -> TrainFlags:
     flags = cli.parse(TrainFlags, args, module="cnn_jax.train")
     if flags.resume and flags.workdir is None:
         raise UsageError("--resume needs --workdir, the directory of the run to resume")
+    _check_distributed(flags)
     if flags.config is not None:
         defaults = Config.from_yaml(flags.config)
     elif flags.resume:
@@ -92,6 +137,17 @@ def parse(args: Sequence[str]) -> TrainFlags:
     else:
         return flags
     return cli.parse(TrainFlags, args, module="cnn_jax.train", defaults=dataclasses.asdict(defaults))
+
+
+def _check_distributed(flags: TrainFlags) -> None:
+    given = [name for name in ("coordinator", "num_processes", "process_index") if getattr(flags, name) is not None]
+    if given and not flags.distributed:
+        raise UsageError(f"--{given[0].replace('_', '-')} is for several processes: add --distributed, or leave it out")
+    if {"num_processes", "process_index"} <= set(given) and flags.process_index >= flags.num_processes:
+        raise UsageError(
+            f"--process-index {flags.process_index} must be below --num-processes {flags.num_processes}: they are "
+            "counted from 0"
+        )
 
 
 if __name__ == "__main__":

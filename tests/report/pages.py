@@ -20,6 +20,7 @@ SUMMARY = {
     "backend": "cpu",
     "device": "AMD EPYC 7B13",
     "device_count": 2,
+    "process_count": 1,
     "cpu_count": 8,
     "versions": {"python": "3.11.7", "jax": "0.10.2", "jaxlib": "0.10.1", "flax": "0.12.8", "optax": "0.2.9"},
 }

@@ -253,7 +253,7 @@ def test_resuming_on_other_devices_warns(train, continue_run, tmp_path, caplog, 
     train(dataclasses.replace(CONFIG, epochs=1), workdir, devices=jax.devices()[:1])
     assert json.loads((workdir / "summary.json").read_text())["device_count"] == 1
     resumed = continue_run(dataclasses.replace(CONFIG, epochs=2), workdir)
-    assert "was trained on 1 device(s) and is resumed on 2: results agree up to rounding" in caplog.text
+    assert "was trained on 1 device(s) and is resumed on 2 device(s): results agree up to rounding" in caplog.text
     assert json.loads((workdir / "summary.json").read_text())["device_count"] == 2
     assert resumed.history[-1].loss == pytest.approx(load_run(uninterrupted).history[1].loss, rel=1e-4)
 

@@ -68,12 +68,16 @@ def test_results_sizes_and_times(summarized):
         "backend": "cpu",
         "device": cpu_model(),
         "device_count": 2,
+        "process_count": 1,
     }
 
 
 def test_accelerators_are_named_by_their_kind(summarized):
-    summary = summarized(4 * [SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")])
-    assert (summary["backend"], summary["device_count"]) == ("gpu", 4)
+    gpus = [
+        SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3", process_index=i // 2) for i in range(4)
+    ]
+    summary = summarized(gpus)
+    assert (summary["backend"], summary["device_count"], summary["process_count"]) == ("gpu", 4, 2)
     assert summary["device"] == "NVIDIA H100 80GB HBM3"
 
 

@@ -177,6 +177,8 @@ def _speed_facts(history: Sequence[EpochRecord], summary: Mapping[str, Any] | No
     if summary is not None:
         facts["Device"] = f"{summary['backend'].upper()}: {summary['device']}"
         facts["Number of devices"] = str(summary["device_count"])
+        if summary["process_count"] > 1:
+            facts["Number of processes"] = str(summary["process_count"])
         facts["CPU cores"] = str(summary["cpu_count"])
     if history:
         facts["Training, all epochs"] = format_duration(sum(record.seconds for record in history))

@@ -90,7 +90,7 @@ def restore(directory: Path, target: Callable[[dict[str, Any]], TrainState], whi
         if mismatch := _structure_mismatch(path, state):
             raise _foreign(directory, mismatch)
         template = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _arrays(state))
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=_only_this_process()) as checkpointer:
             arrays = checkpointer.restore(path.absolute() / "state", template)
         if arrays["step"] != _step(path):
             raise CnnJaxError(f"{path} contains the state of another step: start a new run")
@@ -180,9 +180,12 @@ class CheckpointWriter:
             # Our own thread, because checksums are added after the checkpoint's last file: Orbax calls
             # AsyncOptions.post_finalization_callback before it writes that file and renames the checkpoint.
             enable_async_checkpointing=False,
+            multiprocessing_options=_only_this_process(),
+            create=False,
         )
         with self._reporting():
             _set_damaged_aside(directory)
+            directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -258,6 +261,14 @@ class CheckpointWriter:
             ) from error
 
 
+def _only_this_process() -> ocp.options.MultiprocessingOptions:
+    """Options with which Orbax does not wait for the other processes of a training."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
+
+
 def _check_free_space(directory: Path, size: int) -> None:
     """Raise OSError unless the disk has ``size`` bytes and enough inodes free.
 
@@ -323,7 +334,7 @@ def _structure_mismatch(path: Path, state: TrainState) -> str | None:
     size = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in expected.values())
     if size > MAX_COMPRESSION * sum(file.lstat().st_size for file in _files(path)):
         return f"its files are too small for the expected {size} bytes"
-    with contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+    with contextlib.closing(ocp.StandardCheckpointHandler(multiprocessing_options=_only_this_process())) as handler:
         saved = {leaf.name: leaf for leaf in jax.tree.leaves(handler.metadata(path.absolute() / "state").tree)}
     if saved.keys() != expected.keys():
         return "its arrays do not have the expected names"

@@ -1,6 +1,7 @@
 """Checks of settings and data before training, so that a mistake is one line at the start."""
 
 import dataclasses
+import hashlib
 import os
 
 import jax
@@ -10,8 +11,10 @@ from cnn_jax.config import DETERMINISTIC_OPS, MAY_CHANGE, Config
 from cnn_jax.data import Dataset
 from cnn_jax.errors import UsageError, printable
 from cnn_jax.report import tensorboard
+from cnn_jax.runs.metadata import RunMetadata
+from cnn_jax.runs.processes import Processes
 from cnn_jax.runs.workdir import CONFIG, Workdir
-from cnn_jax.training.loop import create_task
+from cnn_jax.training.loop import Progress, create_task
 
 
 def check_usable(config: Config) -> None:
@@ -61,3 +64,20 @@ def check_same(config: Config, trained: Config, directory: Workdir) -> None:
             f"the run in {directory.path} was trained with other settings: {differences}; use the same settings, also "
             f"in {CONFIG}, or choose another --workdir"
         )
+
+
+def check_same_in_all(processes: Processes, metadata: RunMetadata, start: Progress | None) -> None:
+    """Raise UsageError unless all processes have the same settings, data and, if they are given, initial weights.
+
+    Files may be in other places.
+    """
+    if processes.count == 1:
+        return
+    kind, colon, _ = metadata.config.dataset.partition(":")
+    dataset = {"dataset": kind + colon} if kind == "folder" else {}
+    settings = dataclasses.replace(metadata.config, data_dir=None, init_from=None, **dataset)
+    processes.check_same("settings", settings.to_yaml())
+    processes.check_same("images or labels", metadata.data_sha256)
+    if start is not None:
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(start.state)]
+        processes.check_same("initial weights", hashlib.sha256(b"".join(map(bytes, leaves))).hexdigest())

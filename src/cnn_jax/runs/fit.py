@@ -21,15 +21,16 @@ from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.files import expanded
 from cnn_jax.formats.weights import Weights
 from cnn_jax.runs.checkpoint import holds_only_a_start, newest_metadata, restore
-from cnn_jax.runs.checks import check_dataset, check_same, check_usable
+from cnn_jax.runs.checks import check_dataset, check_same, check_same_in_all, check_usable
 from cnn_jax.runs.metadata import RunMetadata
 from cnn_jax.runs.pretrained import is_published, open_pretrained
+from cnn_jax.runs.processes import Processes
 from cnn_jax.runs.recorder import Recorder
 from cnn_jax.runs.run import Run, load_config
 from cnn_jax.runs.workdir import Workdir
 from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import ChunkReport, Progress, Trainer, create_task_for
-from cnn_jax.training.sharding import replicate
+from cnn_jax.training.sharding import make_mesh, replicate
 from cnn_jax.training.state import TrainState
 
 logger = logging.getLogger("cnn_jax")
@@ -38,8 +39,9 @@ logger = logging.getLogger("cnn_jax")
 class StoppedError(CnnJaxError):
     """Training was stopped on request, after saving a checkpoint."""
 
-    def __init__(self, workdir: Path, step: int):
-        resume = f"python -m cnn_jax.train --resume --workdir {shlex.quote(str(workdir))}"
+    def __init__(self, workdir: Path, step: int, distributed: bool = False):
+        flags = "--distributed --resume" if distributed else "--resume"
+        resume = f"python -m cnn_jax.train {flags} --workdir {shlex.quote(str(workdir))}"
         super().__init__(f"stopped after step {step}: continue with {resume}")
 
 
@@ -52,6 +54,7 @@ class Training(NamedTuple):
         dataset: the examples.
         metadata: the metadata of the run where it starts.
         start: the progress from which it starts.
+        processes: the processes that train it together; the first one holds the lock.
     """
 
     directory: Workdir
@@ -59,10 +62,12 @@ class Training(NamedTuple):
     dataset: Dataset
     metadata: RunMetadata
     start: Progress
+    processes: Processes
 
     def recorder(self, **options: Any) -> Recorder:
-        """Create what writes the files of the run; the options are those of ``Recorder``."""
-        return Recorder(self.directory, self.trainer, self.dataset, self.metadata, **options)
+        """Create what writes the files of the run in the first process; the options are those of ``Recorder``."""
+        is_writer = self.processes.is_first
+        return Recorder(self.directory, self.trainer, self.dataset, self.metadata, is_writer=is_writer, **options)
 
 
 def fit(
@@ -93,8 +98,10 @@ def fit(
         The trained network.
 
     Raises:
-        UsageError: a setting or the data cannot be used, or the run directory is not empty.
+        UsageError: a setting or the data cannot be used or differs between processes, or the run directory is not
+            empty.
         CnnJaxError: the data cannot be downloaded, a file cannot be written, or the loss is not finite.
+        LostProcessError: another process ended.
         StoppedError: a stop was requested.
     """
     with starting(config, workdir, dataset=dataset, devices=devices) as training:
@@ -132,8 +139,9 @@ def resume(
         The trained network.
 
     Raises:
-        UsageError: not a run directory, or settings or data differ from the run's.
+        UsageError: not a run directory, or settings or data differ from the run's or between processes.
         CnnJaxError: as in ``fit``, or all checkpoints are damaged.
+        LostProcessError: another process ended.
         StoppedError: a stop was requested.
     """
     with resuming(workdir, dataset=dataset, devices=devices, **changes) as training:
@@ -158,21 +166,31 @@ def starting(
         devices: as in ``fit``.
         data_of: a run with the same ``DataConfig``, whose dataset is used instead.
     """
-    check_usable(config)
-    config = with_absolute_paths(config)
-    weights = _open_weights(config)
-    directory = None if workdir is None else Workdir(Path(workdir))
-    if directory is not None:
-        directory.check_unused()
-    config, dataset = _resolve(config, dataset, data_of)
-    check_dataset(config, dataset)
-    trainer = _create_trainer(config, dataset, devices, weights or _same_preprocess(config, data_of))
-    start = _start(trainer, config, dataset, weights)
-    directory = directory or Workdir(make_default_workdir(config))
-    directory.create()
-    with directory.locked():
-        directory.check_unused()  # again: another process may have created it
-        yield Training(directory, trainer, dataset, _describe(config, trainer, dataset, data_of), start)
+    processes = Processes(make_mesh(devices))
+    with processes.reporting_loss(), contextlib.ExitStack() as stack:
+        processes.check_same("arguments", "fit")
+        directory = None if workdir is None else Workdir(Path(workdir))
+        with processes.together():
+            check_usable(config)
+            config = with_absolute_paths(config)
+            weights = _open_weights(config)
+            if directory is not None and processes.is_first:
+                directory.check_unused()
+            config, dataset = _resolve(config, dataset, data_of)
+            check_dataset(config, dataset)
+            trainer = _create_trainer(config, dataset, devices, weights or _same_preprocess(config, data_of))
+            start = _start(trainer, config, dataset, weights)
+            metadata = _describe(config, trainer, dataset, processes, data_of)
+        check_same_in_all(processes, metadata, start)
+
+        def create() -> Workdir:
+            created = directory or Workdir(make_default_workdir(config))
+            created.create()
+            stack.enter_context(created.locked())
+            created.check_unused()  # again: another process may have created it
+            return created
+
+        yield Training(processes.from_first(create), trainer, dataset, metadata, start, processes)
 
 
 @contextlib.contextmanager
@@ -196,28 +214,39 @@ def resuming(
     directory = Workdir(Path(workdir))
     if isinstance(dataset, str):
         changes, dataset = changes | {"dataset": dataset}, None
-    config = with_absolute_paths(dataclasses.replace(load_config(directory.path), **changes))
-    check_usable(config)
-    saved = _saved_metadata(directory)
-    trained = load_config(directory.path) if saved is None else saved.config
-    if dataset is None and config.dataset != "auto":  # before the data is read, which may take long
-        check_same(config, trained, directory)
-    config, dataset = _resolve(config, dataset, data_of)
-    check_same(config, trained, directory)
-    check_dataset(config, dataset)
-    weights = _open_weights(config) if saved is None else None
-    trainer = _create_trainer(config, dataset, devices, saved or weights)
-    start = _start(trainer, config, dataset, weights) if saved is None else None
-    directory.create()
-    with directory.locked():
-        metadata = _describe(config, trainer, dataset, data_of)
+    processes = Processes(make_mesh(devices))
+    with processes.reporting_loss(), contextlib.ExitStack() as stack:
+        processes.check_same("arguments", "resume")
+        written = processes.from_first(lambda: load_config(directory.path))
+        with processes.together():
+            config = with_absolute_paths(dataclasses.replace(written, **changes))
+            check_usable(config)
+        saved = processes.from_first(lambda: _saved_metadata(directory))
+        trained = written if saved is None else saved.config
+        with processes.together():
+            if dataset is None and config.dataset != "auto":  # before the data is read, which may take long
+                check_same(config, trained, directory)
+            config, dataset = _resolve(config, dataset, data_of)
+            check_same(config, trained, directory)
+            check_dataset(config, dataset)
+            weights = _open_weights(config) if saved is None else None
+            trainer = _create_trainer(config, dataset, devices, saved or weights)
+            start = _start(trainer, config, dataset, weights) if saved is None else None
+            metadata = _describe(config, trainer, dataset, processes, data_of)
+        check_same_in_all(processes, metadata, start)
+
+        def restore_progress() -> tuple[Progress | None, list[EpochRecord]]:
+            directory.create()
+            stack.enter_context(directory.locked())
+            return (None, []) if saved is None else _restore(trainer, directory, metadata)
+
+        restored, history = processes.from_first(restore_progress)
         if start is None:
-            start, history = _restore(trainer, directory, metadata)
-            metadata = metadata.at(history, start)
+            start, metadata = restored, metadata.at(history, restored)
         if start.step > config.epochs * trainer.steps_per_epoch:
             epoch = -(-start.step // trainer.steps_per_epoch)
             raise UsageError(f"{directory.path} is already in epoch {epoch}: --epochs must be at least {epoch}")
-        yield Training(directory, trainer, dataset, metadata, start)
+        yield Training(directory, trainer, dataset, metadata, start, processes)
 
 
 def train(
@@ -229,7 +258,7 @@ def train(
     on_chunk: Callable[[ChunkReport], None] = lambda report: None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Run:
-    """Train from the start or the newest checkpoint to the end, writing all files of the run directory.
+    """Train from the start or the newest checkpoint to the end; the first process writes the run directory.
 
     Args:
         training: what ``starting`` or ``resuming`` yields.
@@ -243,13 +272,15 @@ def train(
         CnnJaxError: a file cannot be written, or the loss is not finite.
         StoppedError: a stop was requested.
     """
-    trainer, progress = training.trainer, training.start
+    trainer, progress, processes = training.trainer, training.start, training.processes
+    stop_requested = processes.requested_in_any(stop_requested)
     with training.recorder(verbose=verbose, on_epoch=on_epoch) as recorder:
 
         def stop_if_requested(progress: Progress) -> None:
             if stop_requested():
                 recorder.save(progress)
-                raise StoppedError(training.directory.path.absolute(), progress.step)
+                workdir = training.directory.path.absolute()
+                raise StoppedError(workdir, progress.step, distributed=processes.count > 1)
 
         def before_chunk(progress: Progress) -> None:
             stop_if_requested(progress)
@@ -258,7 +289,8 @@ def train(
 
         recorder.start(progress)
         compile_seconds = trainer.compile()
-        epochs = trainer.epochs(progress, on_chunk=on_chunk, before_chunk=before_chunk)
+        listeners = {"on_chunk": on_chunk} if processes.is_first else {}
+        epochs = trainer.epochs(progress, before_chunk=before_chunk, **listeners)
         for record, progress in () if recorder.is_finished else epochs:
             recorder.end_epoch(record, progress)
             if recorder.is_finished:
@@ -349,11 +381,14 @@ def _saved_metadata(directory: Workdir) -> RunMetadata | None:
     return RunMetadata.from_json(newest_metadata(directory.checkpoints), directory.path)
 
 
-def _describe(config: Config, trainer: Trainer, dataset: Dataset, data_of: Training | None) -> RunMetadata:
+def _describe(
+    config: Config, trainer: Trainer, dataset: Dataset, processes: Processes, data_of: Training | None
+) -> RunMetadata:
     """The metadata of a run before its first step."""
     same = None if data_of is None else data_of.metadata
     return RunMetadata(
         config=config,
+        process_count=processes.count,
         device_count=trainer.mesh.size,
         image_shape=dataset.image_shape,
         class_names=dataset.class_names,
@@ -387,11 +422,11 @@ def _restore(trainer: Trainer, directory: Workdir, now: RunMetadata) -> tuple[Pr
             f"the epochs of the run in {directory.path} do not have {trainer.steps_per_epoch} steps: resume it with "
             "the dataset it was trained on"
         )
-    if saved.device_count != trainer.mesh.size:
+    if saved.hardware != now.hardware:
         logger.warning(
-            "%s was trained on %d device(s) and is resumed on %d: results agree up to rounding, but not bitwise",
+            "%s was trained on %s and is resumed on %s: results agree up to rounding, but not bitwise",
             directory.path,
-            saved.device_count,
-            trainer.mesh.size,
+            saved.hardware,
+            now.hardware,
         )
     return Progress(step, state, saved.epoch_metrics, saved.epoch_seconds), list(saved.history)

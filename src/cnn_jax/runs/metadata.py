@@ -29,6 +29,7 @@ class RunMetadata:
     Attributes:
         config: the settings, with the dataset's resolved name.
         device_count: number of devices it was trained on.
+        process_count: number of processes that they belonged to.
         image_shape: ``(H, W, C)`` of the images.
         class_names: one name per logit.
         data_sha256: the checksum of the dataset.
@@ -43,6 +44,7 @@ class RunMetadata:
 
     config: Config
     device_count: int
+    process_count: int
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     data_sha256: str
@@ -53,6 +55,11 @@ class RunMetadata:
     history: tuple[EpochRecord, ...] = ()
     epoch_seconds: float = 0.0
     epoch_metrics: Metrics = dataclasses.field(default_factory=Metrics.zero)
+
+    @property
+    def hardware(self) -> str:
+        """The number of devices, and of processes if there are several, in words."""
+        return f"{self.device_count} device(s)" + f" of {self.process_count} processes" * (self.process_count > 1)
 
     def at(self, history: list[EpochRecord], progress: Progress) -> Self:
         """The metadata of the same run at another point of its training."""
@@ -101,6 +108,7 @@ class RunMetadata:
             return cls(
                 config=Config.from_mapping(values["config"], "config"),
                 device_count=_checked(values["device_count"], int),
+                process_count=_checked(values.get("process_count", 1), int),  # older checkpoints do not have it
                 image_shape=_image_shape(values["image_shape"]),
                 class_names=tuple(_checked(name, str) for name in _checked(values["class_names"], list)),
                 data_sha256=_checked(values["data_sha256"], str),

@@ -14,6 +14,7 @@ from cnn_jax.report import page, plots
 from cnn_jax.runs.run import count_parameters
 from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import Trainer
+from cnn_jax.training.sharding import process_indices
 
 MIN_STEPS = 50
 """The number of steps after which a network should have learned something."""
@@ -25,8 +26,10 @@ def first_line(trainer: Trainer, dataset: Dataset, model: str) -> str:
     """What is trained, on what data and devices."""
     counts = " and ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
     shape, num_parameters = "x".join(map(str, dataset.image_shape)), count_parameters(trainer.abstract_state.params)
-    devices = trainer.mesh.devices.flat
+    devices, num_processes = trainer.mesh.devices.flat, len(process_indices(trainer.mesh))
     devices = f"{len(devices)} {devices[0].platform.upper()} device{'s' if len(devices) > 1 else ''}"
+    if num_processes > 1:
+        devices += f" of {num_processes} processes"
     return (
         f"{dataset.name}: {counts} images of {shape} in {len(dataset.class_names)} classes; {model}: "
         f"{num_parameters:,} parameters; {devices}"

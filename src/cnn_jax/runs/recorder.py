@@ -35,6 +35,7 @@ class Recorder:
         trainer: trains the run.
         dataset: the examples.
         metadata: the metadata of the run where it starts.
+        is_writer: whether to write at all; of several processes that train together, only the first one does.
         verbose: whether to log what is trained, and warn if the network learns nothing.
         on_epoch: called with the record of each epoch, once it is written.
 
@@ -50,6 +51,7 @@ class Recorder:
         dataset: Dataset,
         metadata: RunMetadata,
         *,
+        is_writer: bool = True,
         verbose: bool = True,
         on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     ):
@@ -59,15 +61,16 @@ class Recorder:
         self._trainer = trainer
         self._dataset = dataset
         self._metadata = metadata
+        self._is_writer = is_writer
         self._verbose = verbose
         self._on_epoch = on_epoch
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        with contextlib.ExitStack() as stack:
+        self._checkpoints = None
+        if self._is_writer:
             self._directory.write_config(self.config)  # first, so that the run can be resumed from here on
-            self._checkpoints = stack.enter_context(CheckpointWriter(self._directory.checkpoints))
-            self._stack = stack.pop_all()
+            self._checkpoints = self._stack.enter_context(CheckpointWriter(self._directory.checkpoints))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -76,11 +79,14 @@ class Recorder:
     def start(self, progress: Progress) -> None:
         """Save the first checkpoint, and write the finished epochs."""
         self.save(progress)
+        self._on_record: list[Callable[[EpochRecord], None]] = []
+        if self._checkpoints is None:
+            return
         self._checkpoints.wait()
         if self._verbose:
             logger.info(first_line(self._trainer, self._dataset, self.config.model))
         self._directory.write_history(self.history)
-        self._on_record = [self._directory.append_history]
+        self._on_record.append(self._directory.append_history)
         if self.config.tensorboard:
             steps_per_epoch = self._trainer.steps_per_epoch
             events = tensorboard.EventFiles(self._directory.path / "tensorboard", self.history, steps_per_epoch)
@@ -99,7 +105,8 @@ class Recorder:
             NonFiniteError: the progress is not finite.
         """
         self._trainer.check_finite(progress.metrics)
-        self._checkpoints.save(progress.state, self._metadata.at(self.history, progress).to_json(), accuracy)
+        if self._checkpoints is not None:
+            self._checkpoints.save(progress.state, self._metadata.at(self.history, progress).to_json(), accuracy)
 
     def end_epoch(self, record: EpochRecord, progress: Progress) -> None:
         """Save a checkpoint at the end of an epoch, and write its record."""
@@ -146,14 +153,17 @@ class Recorder:
             compile_seconds=compile_seconds,
             devices=self._trainer.mesh.devices.ravel().tolist(),
         )
-        self._directory.write_summary(summary)
+        if self._is_writer:
+            self._directory.write_summary(summary)
         steps_per_epoch = self._trainer.steps_per_epoch
         files = report_files(self.config, self.history, steps_per_epoch, self._dataset, logits, summary)
         for name, write in files.items() if report else ():
             before_file()
-            with self._directory.replacing(name) as path:
-                write(path)
+            if self._is_writer:
+                with self._directory.replacing(name) as path:
+                    write(path)
         before_file()
-        state = jax.device_put(state, jax.devices()[0])  # on one device, as load_run returns it
+        # On one device, as load_run returns it.
+        state = jax.device_put(jax.device_get(state), jax.local_devices()[0])
         metadata = dataclasses.replace(self._metadata, history=tuple(self.history))
         return Run.of(self._directory, metadata, self._trainer.task, state)

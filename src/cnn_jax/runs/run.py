@@ -188,7 +188,8 @@ class Run:
         """
         test = self.aligned(dataset).test
         batch_size = self.config.batch_size
-        logits = predict_logits(self.task, self.state.variables, test.images, batch_size=batch_size, mesh=make_mesh())
+        mesh = make_mesh(jax.local_devices())
+        logits = predict_logits(self.task, self.state.variables, test.images, batch_size=batch_size, mesh=mesh)
         loss, accuracy = score(logits, test.labels)
         return Evaluation(loss, accuracy, test.labels, logits.argmax(axis=-1).astype(np.int32), logits)
 

@@ -101,6 +101,7 @@ def summarize(
         "backend": devices[0].platform,
         "device": cpu_model() if devices[0].platform == "cpu" else devices[0].device_kind,
         "device_count": len(devices),
+        "process_count": len({device.process_index for device in devices}),
         "cpu_count": os.cpu_count(),
         "versions": {
             "python": platform.python_version(),

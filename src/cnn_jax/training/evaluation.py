@@ -10,7 +10,16 @@ from jax.sharding import Mesh
 from scipy.special import logsumexp
 
 from cnn_jax.training.input import chunk_length
-from cnn_jax.training.sharding import BATCHES, REPLICATED, data_parallel, padded, replicate, shard_batches
+from cnn_jax.training.sharding import (
+    BATCHES,
+    REPLICATED,
+    data_parallel,
+    local_part,
+    padded,
+    replicate,
+    shard_batches,
+    to_host,
+)
 from cnn_jax.training.state import Variables
 from cnn_jax.training.task import Task
 
@@ -81,7 +90,7 @@ def batch_size_for(image_shape: tuple[int, int, int], num_images: int) -> int:
 
 
 def predict_logits(task: Task, variables: Variables, images: np.ndarray, *, batch_size: int, mesh: Mesh) -> np.ndarray:
-    """Compute the logits of images.
+    """Compute the logits of images, the same in all processes of the mesh, which all have to call this.
 
     Args:
         task: the model and the preprocessing.
@@ -102,9 +111,10 @@ def predict_logits(task: Task, variables: Variables, images: np.ndarray, *, batc
         part = images[start : start + chunk_steps * batch]
         filled = np.zeros((chunk_steps * batch, *images.shape[1:]), np.uint8)
         filled[: len(part)] = part
-        batches = shard_batches(filled.reshape(chunk_steps, batch, *images.shape[1:]), mesh)
+        batches = filled.reshape(chunk_steps, batch, *images.shape[1:])[:, local_part(batch, mesh)]
+        batches = shard_batches(batches, mesh)
         chunks.append(chunk_logits(variables, batches, task=task, mesh=mesh))
-    logits = np.concatenate(jax.device_get(chunks))
+    logits = np.concatenate(to_host(chunks))
     return logits.reshape(-1, logits.shape[-1])[: len(images)]
 
 

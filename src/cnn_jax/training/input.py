@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from cnn_jax.data import Split
 from cnn_jax.data.shuffle import epoch_order
-from cnn_jax.training.sharding import BATCHES, REPLICATED, padded, replicate, shard_batches
+from cnn_jax.training.sharding import BATCHES, REPLICATED, local_part, padded, replicate, shard_batches
 from cnn_jax.training.step import Batch
 
 MAX_CHUNK_STEPS = 100
@@ -66,17 +66,17 @@ class BatchIndices(NamedTuple):
     num_examples: np.ndarray
 
     @classmethod
-    def of(cls, order: np.ndarray, steps: range, batch_size: int, padded_size: int) -> "BatchIndices":
+    def of(cls, order: np.ndarray, steps: range, batch_size: int, part: slice) -> "BatchIndices":
         """The batches of some steps of an epoch.
 
         Args:
             order: the epoch's order of the examples, int32 ``[N]``.
             steps: the steps, counted from the start of the epoch; those after its end are all padding.
             batch_size: number of examples per batch.
-            padded_size: the same with padding.
+            part: the part of each padded batch to return.
         """
         first = np.arange(steps.start, steps.stop, dtype=np.int32) * np.int32(batch_size)
-        places = np.arange(padded_size, dtype=np.int32)
+        places = np.arange(part.start, part.stop, dtype=np.int32)
         num_examples = np.clip(len(order) - first, 0, batch_size).astype(np.int32)
         indices = order[np.minimum(first[:, np.newaxis] + places, len(order) - 1)]
         return cls(indices, places < num_examples[:, np.newaxis], num_examples)
@@ -132,8 +132,8 @@ class ArraySource:
         """See ``Source.chunk``."""
         images, labels = self._split.images, self._split.labels
         steps, length = range(start, start + self.chunk_steps), stop - start
-        padded_size = padded(self._batch_size, self._mesh)
-        batches = BatchIndices.of(self.epoch_order(epoch), steps, self._batch_size, padded_size)
+        part = local_part(padded(self._batch_size, self._mesh), self._mesh)  # of this process
+        batches = BatchIndices.of(self.epoch_order(epoch), steps, self._batch_size, part)
         chosen = np.empty((*batches.indices.shape, *images.shape[1:]), np.uint8)
         # Ten times as fast as indexing, which also makes a copy.
         np.take(images, batches.indices[:length], axis=0, out=chosen[:length], mode="clip")

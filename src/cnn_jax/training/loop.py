@@ -217,7 +217,7 @@ class Trainer:
     Args:
         config: the settings.
         dataset: the examples, which stay in host memory.
-        devices: the devices to train on; by default all local devices.
+        devices: the devices to train on; by default all devices of all processes.
         task: the task to train; by default the one that the config describes.
         max_chunk_steps: maximum number of steps in a chunk.
 

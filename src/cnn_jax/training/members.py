@@ -199,7 +199,7 @@ class MembersTrainer:
     ) -> tuple[TrainState, Metrics]:
         steps = range(start, start + self._chunk_steps)
         batches = [
-            BatchIndices.of(trainer.epoch_order(epoch), steps, self._batch_size, self._batch_size)
+            BatchIndices.of(trainer.epoch_order(epoch), steps, self._batch_size, slice(0, self._batch_size))
             for trainer in self._trainers
         ]
         chunk = MemberChunk(
