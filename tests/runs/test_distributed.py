@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ import pytest
 from helpers import assert_same_outcome, assert_same_state, metrics_without_times, wait_until_trained
 from PIL import Image
 
-from cnn_jax import train
+from cnn_jax import cli, train
 from cnn_jax.aborts import LOST_PROCESS, NOT_CONNECTED
 from cnn_jax.config import Config
 from cnn_jax.errors import UsageError
@@ -167,6 +168,14 @@ def test_the_script_for_one_machine(tmp_path):
     script("export JAX_NUM_CPU_DEVICES=1", tmp_path)
     summary = json.loads((tmp_path / "runs" / "two" / "summary.json").read_text())
     assert (summary["epochs"], summary["process_count"], summary["device_count"]) == (2, 2, 2)
+
+
+def test_the_flags_of_the_page_exist():
+    text = PAGE.read_text().replace("\\\n", " ").replace("$index", "0")
+    commands = re.findall(r"(?:cnn_jax\.train|train\.sbatch) (--[^\n\"&`]*)", text)
+    assert len(commands) == 6
+    for words in commands:
+        cli.parse(train.TrainFlags, shlex.split(words), module="cnn_jax.train")
 
 
 @pytest.fixture(scope="module")
