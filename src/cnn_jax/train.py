@@ -140,6 +140,10 @@ def parse(args: Sequence[str]) -> TrainFlags:
 
 
 def _check_distributed(flags: TrainFlags) -> None:
+    if flags.distributed and flags.seeds is not None:
+        raise UsageError(
+            "--seeds does not train with other processes: leave out --distributed, or start a run per seed"
+        )
     given = [name for name in ("coordinator", "num_processes", "process_index") if getattr(flags, name) is not None]
     if given and not flags.distributed:
         raise UsageError(f"--{given[0].replace('_', '-')} is for several processes: add --distributed, or leave it out")

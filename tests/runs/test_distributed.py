@@ -381,6 +381,7 @@ def test_single_process_needs_no_agreement():
     [
         (["--coordinator=a:1"], "--coordinator is for several processes: add --distributed, or leave it out"),
         (["--num-processes=2"], "--num-processes is for several processes"),
+        (["--distributed", "--seeds=3"], "--seeds does not train with other processes: leave out --distributed"),
         (["--distributed", "--coordinator=a"], "--coordinator must be a host and a port, such as node1:12345, not 'a'"),
         (["--distributed", "--coordinator=a:x"], "--coordinator must be a host and a port"),
         (["--distributed", "--num-processes=0"], "--num-processes must be a positive integer"),

@@ -83,16 +83,20 @@ def fit(
 ) -> Run:
     """Train a network, and write checkpoints and a report to a run directory.
 
+    After ``jax.distributed.initialize``, all processes call this with the same arguments. The first one writes.
+
     Args:
         config: the settings.
         workdir: the run directory; by default ``runs/<dataset>-<model>-<time>``.
         dataset: the examples; by default the dataset that ``config`` names.
-        devices: the devices to train on; by default all local devices.
+        devices: the devices to train on; by default all devices of all processes.
         report: whether to write the plots and ``report.html`` at the end.
-        on_epoch: called with the record of each epoch; ``print`` prints the same lines as the command.
-        on_chunk: called with the progress of the epoch after each chunk of at most 100 steps.
+        on_epoch: called with the record of each epoch, in the first process; ``print`` prints the same lines as the
+            command.
+        on_chunk: called with the progress of the epoch after each chunk of at most 100 steps, in the first process.
         stop_requested: called before each chunk and between the files of the report; if it returns True, training
-            saves a checkpoint and stops.
+            saves a checkpoint and stops. With several processes, one of them is enough, and all stop after the same
+            step, a chunk later.
 
     Returns:
         The trained network.
