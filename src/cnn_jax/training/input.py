@@ -1,5 +1,6 @@
 """Batches for training, in chunks of steps, gathered on the host while the devices compute the previous chunk."""
 
+import math
 from typing import NamedTuple, Protocol
 
 import jax
@@ -8,6 +9,7 @@ from jax.sharding import Mesh
 
 from cnn_jax.data import Split
 from cnn_jax.data.shuffle import epoch_order
+from cnn_jax.data.streamed import ReadAhead, StreamedImages
 from cnn_jax.training.sharding import BATCHES, REPLICATED, padded, replicate, shard_batches
 from cnn_jax.training.step import Batch
 
@@ -63,7 +65,7 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """Batches of a split, which is held once per process, in memory or in memory-mapped files.
+    """Batches of a split, which is held once per process, in memory or in memory-mapped files, or decoded as it goes.
 
     Args:
         split: the examples.
@@ -94,8 +96,10 @@ class ArraySource:
         self._shuffle = shuffle
         self._mesh = mesh
         self._order = (-1, np.empty(0, np.int32))  # the epoch and its order
+        self._reader: ReadAhead | None = None
+        self._reader_place = (-1, -1)  # the epoch and the step that it reads next
         self.steps_per_epoch = num_batches(len(split), batch_size)
-        step_bytes = padded(batch_size, mesh) * split.images[0].nbytes
+        step_bytes = padded(batch_size, mesh) * math.prod(split.images.shape[1:])
         self.chunk_steps = chunk_length(self.steps_per_epoch, step_bytes, max_chunk_steps)
 
     def chunk(self, epoch: int, start: int, stop: int) -> Chunk:
@@ -107,8 +111,7 @@ class ArraySource:
         num_examples = np.zeros(self.chunk_steps, np.int32)
         num_examples[: len(steps)] = np.minimum(self._batch_size, len(order) - steps * self._batch_size)
         mask = np.arange(batch) < num_examples[:, np.newaxis]
-        places = np.minimum(steps[:, np.newaxis] * self._batch_size + np.arange(batch), len(order) - 1)
-        chosen = order[places]
+        chosen = order[self._places(steps)]
         arrays = Batch(
             np.empty((self.chunk_steps, batch, *images.shape[1:]), np.uint8),
             np.zeros((self.chunk_steps, batch), np.int32),
@@ -116,11 +119,41 @@ class ArraySource:
             replicate(num_examples, self._mesh),
             replicate(np.full(self.chunk_steps, epoch, np.int32), self._mesh),
         )
-        # Ten times as fast as indexing, which also makes a copy.
-        np.take(images, chosen, axis=0, out=arrays.images[: len(steps)], mode="clip")
+        if isinstance(images, StreamedImages):
+            self._read(images, epoch, start, stop, arrays.images[: len(steps)])
+        else:
+            # Ten times as fast as indexing, which also makes a copy.
+            np.take(images, chosen, axis=0, out=arrays.images[: len(steps)], mode="clip")
         arrays.labels[: len(steps)] = labels[chosen]
         batches = shard_batches(arrays[:3], self._mesh)
         return Chunk(Batch(*batches, *arrays[3:]), replicate(np.int32(len(steps)), self._mesh))
+
+    def _places(self, steps: np.ndarray) -> np.ndarray:
+        """The places of the examples of some steps in the order of the epoch, int ``[steps, batch]``."""
+        places = steps[:, np.newaxis] * self._batch_size + np.arange(padded(self._batch_size, self._mesh))
+        return np.minimum(places, len(self._split) - 1)
+
+    def _read(self, images: StreamedImages, epoch: int, start: int, stop: int, out: np.ndarray) -> None:
+        """Read the images of a chunk. If it follows the previous one, they are being decoded already.
+
+        After the last chunk of an epoch, the first images of the next one are decoded while the network is evaluated.
+        """
+        if start == stop:
+            return
+        if self._reader_place != (epoch, start):
+            self._start_reading(images, epoch, start)
+        self._reader.read_into(out.reshape(-1, *out.shape[2:]))
+        self._reader_place = (epoch, stop)
+        if stop == self.steps_per_epoch:
+            self._start_reading(images, epoch + 1, 0)
+
+    def _start_reading(self, images: StreamedImages, epoch: int, step: int) -> None:
+        if self._reader:
+            self._reader.close()
+        places = self._places(np.arange(step, self.steps_per_epoch))
+        following = images[self._epoch_order(epoch)[places.ravel()]]
+        self._reader = following.ahead(self.chunk_steps * places.shape[1])
+        self._reader_place = (epoch, step)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
