@@ -19,7 +19,15 @@ from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.runs.fit import StoppedError, fit, resume
 from cnn_jax.runs.run import load_run
 
-MAY_CHANGE = {"skip_unreadable", "epochs", "data_dir", "target_accuracy", "checkpoint_every", "tensorboard"}
+MAY_CHANGE = {
+    "skip_unreadable",
+    "epochs",
+    "data_dir",
+    "cache_limit",
+    "target_accuracy",
+    "checkpoint_every",
+    "tensorboard",
+}
 
 
 # The stops are before the first step, inside an epoch, between two epochs, and inside the second.

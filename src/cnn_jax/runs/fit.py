@@ -7,7 +7,7 @@ import logging
 import re
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, background
+from cnn_jax.data.store import ChangedImageError
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.files import expanded
 from cnn_jax.formats.weights import Weights
@@ -43,8 +44,7 @@ class StoppedError(CnnJaxError):
     """Training was stopped on request, after saving a checkpoint."""
 
     def __init__(self, workdir: Path, step: int):
-        resume = f"python -m cnn_jax.train --resume --workdir {shlex.quote(str(workdir))}"
-        super().__init__(f"stopped after step {step}: continue with {resume}")
+        super().__init__(f"stopped after step {step}: continue with {_resume_command(workdir)}")
 
 
 class _Outputs(NamedTuple):
@@ -209,11 +209,21 @@ def _train(
                 save(progress)
                 raise StoppedError(directory.path.absolute(), progress.step)
 
+        before_last_chunk: Progress | None = None
+
         def before_chunk(progress: Progress) -> None:
+            nonlocal before_last_chunk
+            before_last_chunk = progress
             stop_if_requested(progress)
             if config.checkpoint_every and progress.step % config.checkpoint_every == 0 and progress.step > 0:
                 save(progress)
 
+        def save_before_chunk() -> None:
+            """Save the progress before the chunk whose images could not be read, not before one that was taken."""
+            if before_last_chunk and not any(leaf.is_deleted() for leaf in jax.tree.leaves(before_last_chunk.state)):
+                save(before_last_chunk)
+
+        stack.enter_context(_when_images_change(save_before_chunk, directory.path))
         save(progress)
         checkpoints.wait()
         logger.info(first_line(trainer, dataset, config.model))
@@ -226,6 +236,7 @@ def _train(
         epochs = trainer.epochs(progress, on_chunk=outputs.on_chunk, before_chunk=before_chunk)
         for record, progress in () if _is_finished(config, history) else epochs:
             history.append(record)
+            before_last_chunk = None
             save(progress, record.selection_accuracy)
             for call in on_record:
                 call(record)
@@ -247,6 +258,20 @@ def _train(
         stop_if_requested(progress)
     state = jax.device_put(progress.state, jax.devices()[0])  # on one device, as load_run returns it
     return Run.of(directory, dataclasses.replace(metadata, history=tuple(history)), trainer.task, state)
+
+
+@contextlib.contextmanager
+def _when_images_change(save: Callable[[], None], workdir: Path) -> Iterator[None]:
+    """Save the progress if an image that is decoded whenever it is used has changed, and say how to continue."""
+    try:
+        yield
+    except ChangedImageError as error:
+        save()
+        raise ChangedImageError(f"{error}, then continue with {_resume_command(workdir.absolute())}") from None
+
+
+def _resume_command(workdir: Path) -> str:
+    return f"python -m cnn_jax.train --resume --workdir {shlex.quote(str(workdir))}"
 
 
 def _is_finished(config: Config, history: Sequence[EpochRecord]) -> bool:
@@ -388,4 +413,5 @@ def _restore(trainer: Trainer, directory: Workdir, now: RunMetadata) -> tuple[Pr
             saved.device_count,
             trainer.mesh.size,
         )
-    return Progress(step, state, saved.epoch_metrics, saved.epoch_seconds), list(saved.history)
+    progress = Progress(step, state, saved.epoch_metrics, saved.epoch_seconds, saved.epoch_input_wait_seconds)
+    return progress, list(saved.history)
