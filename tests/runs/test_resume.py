@@ -165,6 +165,7 @@ def test_settings_that_determine_the_result_may_not_change(continue_run, finishe
         "learning_rate": 0.02,
         "dataset": "circles",
         "data_dir": "elsewhere",
+        "cache_limit": 1.0,
         "image_size": (16, 16),
         "channels": 1,
         "fit": "stretch",
