@@ -37,6 +37,7 @@ def test_settings_that_a_resumed_run_may_change():
     assert {
         "epochs",
         "patience",
+        "cache_limit",
         "target_accuracy",
         "data_dir",
         "skip_unreadable",

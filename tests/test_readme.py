@@ -53,6 +53,9 @@ NOT_RUN = {
     "python scripts/speedrun.py --config cpu --model-width 32 --epochs 12 --target 0.94 --seeds 1": "the same",
     "python scripts/speedrun.py --config cpu --epochs 2 --seeds 2 --pytorch": "needs PyTorch and minutes",
     "python scripts/compile_ahead.py --targets v5e-1 v5e-8 --presets cpu fast --json ahead.json": "needs libtpu",
+    "python -m cnn_jax.train --dataset folder:big --cache-limit 1 --epochs 1 --batch-size 32 --model small "
+    "--model-width 4": "needs 41,000 images",
+    "python scripts/streaming.py --images 2000 --side 64": "takes minutes; tests/test_scripts.py runs it briefly",
     "python scripts/single_batch.py --dataset digits": "tests/test_scripts.py runs it",
     "python -m cnn_jax.export runs/mine --format onnx": "needs jax2onnx; tests/formats/test_onnx.py exports it",
 }

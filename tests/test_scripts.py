@@ -64,6 +64,15 @@ def test_transfer_prints_a_table(tmp_path, pretrained):
     assert re.fullmatch(r"\| 1 \| 0\.\d{3} ± 0\.\d{3} \| 0\.\d{3} ± 0\.\d{3} \|", done.stdout.splitlines()[-1])
 
 
+def test_streaming_prints_a_table(tmp_path):
+    words = ["--images", "60", "--side", "16", "--rounds", "1", "--batch-size", "10"]
+    done = run_script("streaming.py", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    streamed, mapped = done.stdout.splitlines()[-2:]
+    assert re.fullmatch(r"\| decoded whenever used \|( [\d,]+ \|){4} \d+\.\d% \|", streamed)
+    assert re.fullmatch(r"\| memory-mapped \|  \|( [\d,]+ \|){3} \d+\.\d% \|", mapped)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

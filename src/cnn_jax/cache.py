@@ -19,8 +19,8 @@ KINDS = {"images": "folders", "programs": "compiled", "weights": "weights"}
 class CacheFlags(Settings):
     """Print how much disk space the user's cache directory takes, and clear it if asked.
 
-    It contains downloaded datasets, decoded images of folder:PATH, of which the least recently used are removed above
-    10 GB, compiled programs, and published weights; not the directories of --data-dir or CNN_JAX_DATA_DIR.
+    It contains downloaded datasets, decoded images of folder:PATH and tfds:NAME, compiled programs, and published
+    weights; not the directories of --data-dir or CNN_JAX_DATA_DIR.
     """
 
     clear: choice("datasets", *KINDS, "all") | None = setting("what to remove", default=None)

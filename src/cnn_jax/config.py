@@ -57,6 +57,13 @@ class DataConfig(Settings):
         metavar="DIR",
         may_change=True,
     )
+    cache_limit: NonNegative | None = setting(
+        "gigabytes of disk for the decoded images of folder:PATH and tfds:NAME; those of a dataset that needs more are "
+        "decoded whenever they are used (default: half of the free space)",
+        default=None,
+        metavar="GB",
+        may_change=True,
+    )
     image_size: Size | None = setting(
         "resize the images of folder:PATH (default: their own size, if all have the same)",
         default=None,

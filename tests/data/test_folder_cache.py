@@ -2,7 +2,9 @@
 
 import hashlib
 import itertools
+import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,24 +18,27 @@ from folders import cache_files, gray, load, numbers, put, put_split, refusal
 from cnn_jax.config import Config
 from cnn_jax.data import folder
 from cnn_jax.data.cache import ImageCache
+from cnn_jax.data.store import ImageStore
+from cnn_jax.data.streamed import StreamedImages
 from cnn_jax.files import user_cache
 
 
-def test_not_enough_memory(root, monkeypatch):
-    put_split(root, {".": {"a": 2, "b": 2}})
-    put(root, "file", b"")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "file"))  # no cache can be written
-    empty = np.empty
+def load_streamed(root, caplog, **settings):
+    """The dataset, whose images are decoded whenever they are used, and why."""
+    caplog.clear()
+    caplog.set_level(logging.INFO, "cnn_jax")
+    dataset = load(root, **settings)
+    assert all(isinstance(split.images, StreamedImages) for split in dataset.splits.values())
+    (message,) = (record.getMessage() for record in caplog.records if "decoding" in record.getMessage())
+    start = f"decoding the images of {root} whenever they are used: "
+    assert message.startswith(start)
+    return dataset, message.removeprefix(start)
 
-    def limited(shape, *args, **options):
-        if shape == (4, 20, 30, 1):
-            raise MemoryError
-        return empty(shape, *args, **options)
 
-    monkeypatch.setattr(np, "empty", limited)
-    assert refusal(root, image_size=(20, 30)) == (
-        f"not enough memory for the images of {root}, 4x20x30x1 bytes: use a smaller --image-size"
-    )
+def assert_equal(dataset, other):
+    assert dataset.sha256 == other.sha256
+    for name, split in dataset.splits.items():
+        np.testing.assert_array_equal(np.asarray(split.images), np.asarray(other.splits[name].images))
 
 
 @pytest.fixture
@@ -47,41 +52,41 @@ def free(monkeypatch):
     return set_free
 
 
-def test_images_that_do_not_fit_are_refused_before_they_are_decoded(root, free, decoded):
+def test_images_that_do_not_fit_are_not_kept(root, free, caplog):
     put_split(
         root, {".": {"a": 300, "b": 300}}, lambda number: np.full((2, 2, 3), [number // 256, number % 256, 0], np.uint8)
     )
-    free(10**7, 3 * 10**7)
-    assert refusal(root, image_size=(100, 200), skip_unreadable=True) == (
-        f"the 600 images of {root} need 0.04 GB for 100x200x3 each, and as much while they are decoded, but 0.01 GB of "
-        f"disk in {user_cache()} and 0.03 GB of memory are free: use a smaller --image-size"
-    )
-    assert len(decoded) < 300
-    assert cache_files() == []
+    free(7 * 10**7, 3 * 10**7)
+    dataset, reason = load_streamed(root, caplog, image_size=(100, 200), skip_unreadable=True)
+    assert reason == "decoded they take 0.04 GB, and the limit is 0.04 GB (--cache-limit)"
+    assert [path.suffix for path in cache_files()] == [".summaries"]
+    free(10**8, 0)
+    assert_equal(dataset, load(root, image_size=(100, 200)))
     # Decoded at another size.
     assert load(root, image_size=(5, 5)).image_shape == (5, 5, 3)
 
 
-def test_images_in_color_after_gray_ones(root, free, decoded):
+def test_images_in_color_after_gray_ones(root, free, caplog, decoded):
     put_split(root, {".": {"a": 300, "b": 300}}, lambda number: np.resize(divmod(number, 256), (4, 3)).astype(np.uint8))
     put(root, "a/1.png", np.full((4, 3, 3), [255, 0, 0], np.uint8))
     num_bytes = 601 * 12
-    free(3 * num_bytes - 1, 3 * num_bytes - 1)
-    assert refusal(root).startswith(f"the 601 images of {root} need 0.00 GB for 4x3x3 each")
-    assert len(decoded) < 500
-    free(4 * num_bytes, 0)  # for the array, and the images while most of them are gray
-    assert load(root).image_shape == (4, 3, 3)
+    free(6 * num_bytes - 1, 6 * num_bytes - 1)
+    dataset, reason = load_streamed(root, caplog)
+    assert reason.startswith("decoded they take 0.00 GB, and the limit is 0.00 GB")
+    assert dataset.image_shape == (4, 3, 3)
+    free(6 * num_bytes, 0)  # for the array, and the images while most of them are gray
+    assert_equal(dataset, load(root))
 
 
 def test_images_that_threads_have_already_added_need_no_more_space(root, monkeypatch):
     put_split(root, {".": {"a": 3, "b": 3}})
-    in_parallel = folder._in_parallel
+    read_all = ImageStore._read_all
 
     def read_ahead(*args):
-        yield from list(in_parallel(*args))
+        yield from list(read_all(*args))
 
     asked = []
-    monkeypatch.setattr(folder, "_in_parallel", read_ahead)
+    monkeypatch.setattr(ImageStore, "_read_all", read_ahead)
     monkeypatch.setattr(ImageCache, "has_room", lambda cache, *num_bytes: asked.append(num_bytes) or True)
     load(root)
     assert asked == [(6 * 12, 0)]
@@ -108,7 +113,7 @@ def test_the_array_is_on_disk_or_in_memory(own_cache, free, disk, memory, fits):
         assert cache.has_room(array_bytes=4, added_bytes=4) == fits
 
 
-def test_cached_images_need_no_more_space(kept, free):
+def test_cached_images_need_no_more_space(kept, free, caplog):
     root, _ = kept
     free(0, 7 * 12)  # 7 images
     put_split(root, {"test": {"a": 1}}, lambda number: gray(100))  # another image in its place
@@ -116,23 +121,31 @@ def test_cached_images_need_no_more_space(kept, free):
     put(root, "test/a/1.png", gray(101))
     assert len(load(root).test) == 3
     put(root, "test/a/2.png", gray(102))
-    assert refusal(root).startswith(f"the 8 images of {root} need 0.00 GB for 4x3x1 each")
+    _, reason = load_streamed(root, caplog)
+    assert re.fullmatch(r".* 0.00 GB of disk in .* and 0.00 GB of memory are free", reason)
     (root / "test/a/2.png").unlink()
     free(0, 0)
     assert len(load(root).test) == 3
 
 
-def test_the_space_for_images(root, tmp_path, free, monkeypatch):
+def test_the_space_for_images(root, tmp_path, free, caplog, monkeypatch):
     put_split(root, {".": {"a": 2, "b": 2}})
     put(tmp_path, "file", b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no cache can be written
     free(10**9, 12)
-    assert "the 4 images" in refusal(root)
+    dataset, reason = load_streamed(root, caplog)
+    assert reason == (
+        "decoded they take 0.00 GB, and as much while they are decoded, but 0.00 GB of disk in "
+        f"{user_cache()} and 0.00 GB of memory are free"
+    )
     free(0, 4 * 2 * 12)
-    assert load(root).image_shape == (4, 3, 1)
+    assert isinstance(load(root).train.images, np.ndarray)
+    assert_equal(dataset, load(root))
+    _, reason = load_streamed(root, caplog, cache_limit=1e-9)
+    assert reason == "decoded they take 0.00 GB, and the limit is 0.00 GB (--cache-limit)"
 
 
-def test_an_array_that_would_exhaust_memory_is_not_allocated(kept, free, monkeypatch):
+def test_an_array_that_would_exhaust_memory_is_not_allocated(kept, free, caplog, monkeypatch):
     root, _ = kept
     monkeypatch.setattr(ImageCache, "_write", lambda *args: (_ for _ in ()).throw(OSError("full")))
     free(0, 6 * 12 - 1)
@@ -140,7 +153,8 @@ def test_an_array_that_would_exhaust_memory_is_not_allocated(kept, free, monkeyp
     (root / "test" / "a" / "000.png").rename(root / "train" / "a" / "0.png")
     put(root, "test/a/0.png", (root / "test" / "b" / "000.png").read_bytes())
     (root / "train" / "b" / "000.png").unlink()
-    assert refusal(root) == f"not enough memory for the images of {root}, 6x4x3x1 bytes: use a smaller --image-size"
+    _, reason = load_streamed(root, caplog)
+    assert reason == "they no longer fit on the disk or in memory"
 
 
 def assert_as_without_a_cache(root, tmp_path, monkeypatch, **settings):
@@ -347,10 +361,17 @@ def small_disk(tmp_path, monkeypatch):
 def test_a_full_disk(root, small_disk, tmp_path, monkeypatch, caplog, side, fits):
     put_split(root, {".": {"a": 40, "b": 40}})
     dataset = assert_as_without_a_cache(root, tmp_path, monkeypatch, image_size=(side, side))
-    assert not dataset.train.images.flags.writeable
-    assert len(cache_files()) == fits
-    assert shutil.disk_usage(small_disk).used <= fits * (1 << 19)
-    assert caplog.records == []
+    assert isinstance(dataset.train.images, np.ndarray) == fits
+    assert [path.suffix for path in cache_files()] == [".images" if fits else ".summaries"]
+    assert shutil.disk_usage(small_disk).used <= 30_000 + fits * (1 << 19)
+
+
+def test_other_entries_are_removed_to_make_room(root, small_disk):
+    for values in (range(0, 80), range(80, 160)):
+        put_split(root, {".": {"a": 40, "b": 40}}, lambda number, first=values[0]: gray(first + number))
+        dataset = load(root, image_size=(60, 60 - values[0] // 8))
+        assert isinstance(dataset.train.images, np.ndarray)
+    assert len(cache_files()) == 1
 
 
 def test_a_cache_that_others_can_write_to_is_not_used(kept, decoded):
@@ -378,7 +399,7 @@ def test_nothing_remains_after_an_error(root, before_opening):
 
 
 LIMITED = """
-import re, resource, sys
+import os, re, resource, sys
 from pathlib import Path
 import numpy as np
 from cnn_jax import data
@@ -386,16 +407,17 @@ from cnn_jax.config import Config
 from cnn_jax.training.input import ArraySource
 from cnn_jax.training.sharding import make_mesh
 
-config = Config(dataset=sys.argv[1], image_size=(1000, 1000))
+os.cpu_count = lambda: 2  # each thread takes memory
+config = Config(dataset=sys.argv[1], image_size=(2000, 1000), cache_limit=sys.argv[2])
 
 def total(split):
     source = ArraySource(split, batch_size=4, seed=0, shuffle=True, mesh=make_mesh(), max_chunk_steps=1)
     chunks = (source.chunk(0, step, step + 1).batches for step in range(source.steps_per_epoch))
     return sum(int((np.asarray(chunk.images[..., 0, 0, 0]) * np.asarray(chunk.mask, int)).sum()) for chunk in chunks)
 
-total(data.Split(np.zeros((8, 1000, 1000, 1), np.uint8), np.zeros(8, np.int32)))  # the memory of jax itself
+total(data.Split(np.zeros((8, 2000, 1000, 1), np.uint8), np.zeros(8, np.int32)))  # the memory of jax itself
 used = int(re.search(r"VmData:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
-resource.setrlimit(resource.RLIMIT_DATA, (used + (60 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_DATA, (used + (200 << 20),) * 2)
 dataset = data.load(config)
 print(total(dataset.train) + total(dataset.test))
 try:
@@ -406,9 +428,10 @@ except MemoryError:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's limit of anonymous memory")
-def test_a_folder_larger_than_memory(root):
+@pytest.mark.parametrize("cache_limit", [None, 0])
+def test_a_folder_larger_than_memory(root, cache_limit):
     put_split(root, {".": {"a": 60, "b": 60}})
-    name = f"folder:{root}"
-    load(root, image_size=(1000, 1000))
-    limited = subprocess.run([sys.executable, "-c", LIMITED, name], capture_output=True, text=True, check=True)
+    load(root, image_size=(2000, 1000), cache_limit=cache_limit)
+    command = [sys.executable, "-c", LIMITED, f"folder:{root}", str(cache_limit).lower()]
+    limited = subprocess.run(command, capture_output=True, text=True, check=True)
     assert limited.stdout.split() == [str(sum(range(120))), "limited"]

@@ -12,6 +12,8 @@ from tensorflow_datasets import features as kinds
 from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import tfds
+from cnn_jax.data.statistics import mean_and_std
+from cnn_jax.data.streamed import StreamedImages
 from cnn_jax.errors import CnnJaxError, UsageError
 
 CLASSIFIED = {
@@ -20,8 +22,8 @@ CLASSIFIED = {
 }
 
 
-def load(name, directory, split_seed=0):
-    return tfds.load(name, directory, split_seed)
+def load(name, directory, **settings):
+    return tfds.load(name, directory, Config(**settings))
 
 
 def png(array):
@@ -85,7 +87,6 @@ def tensorflow(monkeypatch):
 
 
 def test_train_and_test(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(tfds, "PIECE", 4)
     examples = {"validation": [example(99)], "test": map(example, range(20, 23)), "train": map(example, range(10))}
     prepare(tmp_path, examples)
     capfd.readouterr()
@@ -104,6 +105,30 @@ def test_train_and_test(tmp_path, capfd, monkeypatch):
 
 def indices(split):
     return split.images[:, 1, 1, 0].tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"validation_fraction": 0.2, "split_seed": 1}])
+@pytest.mark.parametrize("test", [range(0), range(20, 26)])
+def test_images_that_are_kept_and_decoded_whenever_they_are_used(tmp_path, own_cache, settings, test):
+    splits = {"train": map(example, range(20))} | ({"test": map(example, test)} if test else {})
+    prepare(tmp_path, splits)
+    kept, again = (load("shapes", tmp_path, **settings) for _ in range(2))
+    streamed = load("shapes", tmp_path, cache_limit=0, **settings)
+    for name, split in kept.splits.items():
+        assert type(split.images) is type(again.splits[name].images) is np.ndarray
+        assert isinstance(streamed.splits[name].images, StreamedImages)
+        np.testing.assert_array_equal(split.images, np.asarray(streamed.splits[name].images))
+        np.testing.assert_array_equal(split.labels, streamed.splits[name].labels)
+        np.testing.assert_array_equal(split.labels, np.array(indices(split)) % 2)
+    assert kept.sha256 == again.sha256 == streamed.sha256
+    assert mean_and_std(kept.train.images) == mean_and_std(streamed.train.images)
+
+
+def test_kept_images_are_not_decoded_again(tmp_path, own_cache, monkeypatch):
+    prepare(tmp_path, {"train": map(example, range(20))})
+    expected = load("shapes", tmp_path)
+    monkeypatch.setattr(kinds.Image, "decode_example_np", None)
+    assert load("shapes", tmp_path).sha256 == expected.sha256
 
 
 def test_its_own_validation_split(tmp_path):

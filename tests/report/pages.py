@@ -39,6 +39,7 @@ def make_history(num_epochs, split="test"):
             train_accuracy=1 - 0.4 / (n + 1),
             seconds=0.25 * (n + 1),
             images_per_second=4000.0 / (n + 1),
+            input_wait_seconds=0.05 * (n + 1),
             **metrics | {f"{split}_loss": 0.2 + 0.9 / (n + 1), f"{split}_accuracy": 0.9 - 0.25 / (n + 1)},
         )
         for n in range(num_epochs)

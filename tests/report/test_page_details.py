@@ -39,6 +39,7 @@ def test_data_hardware_and_versions(page):
             "Number of devices": "2",
             "CPU cores": "8",
             "Training, all epochs": "2.50 s",
+            "Waiting for images": "0.50 s, 20.0% of it",
             "Median epoch": "0.62 s",
             "Images per second": "1,667",
             "Compilation": "3.25 s",

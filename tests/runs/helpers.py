@@ -22,6 +22,10 @@ def stop_at(number):
     return lambda: next(count) == number
 
 
+TIMES = ("seconds", "images_per_second", "input_wait_seconds")
+"""The metrics that differ from one run to the next."""
+
+
 def finished_checkpoints(workdir: Path) -> set[Path]:
     return set(workdir.glob("checkpoints/*/sha256sums"))
 
@@ -35,7 +39,7 @@ def wait_until_trained(workdir: Path, process: subprocess.Popen):
 
 def metrics_without_times(workdir: Path) -> list[dict]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: line[key] for key in line if key not in ("seconds", "images_per_second")} for line in lines]
+    return [{key: line[key] for key in line if key not in TIMES} for line in lines]
 
 
 def assert_same_state(state1, state2):

@@ -77,13 +77,13 @@ def test_a_moved_folder_is_found_with_every_size_and_channel(original, tmp_path,
     assert evaluation_data.load(run, f"folder:{moved}")[0].config.dataset == f"folder:{moved}"
 
 
-def test_another_folder_is_loaded_once(original, dataset, tmp_path, loads, caplog):
-    """The run's own folder is loaded too, to look for training images. Without splits, all images are scored."""
+def test_all_images_of_another_folder_without_splits_are_scored(original, dataset, tmp_path, loads, caplog):
+    """It is loaded twice, with and without held-out images, and the run's own once, to look for training images."""
     run, photos = original
     put(tmp_path / "photos", dataset.test, dataset.class_names)
     found, other = evaluation_data.load(run, f"folder:{tmp_path / 'photos'}")
     assert found is run
-    assert loads == {str(tmp_path / "photos"): 1, str(photos): 1}
+    assert loads == {str(tmp_path / "photos"): 2, str(photos): 1}
     for path in (tmp_path / "photos", photos):
         assert [message.split()[0] for message in messages(caplog, path)] == ["skipped"]
     expected = run.aligned(folder.load_unsplit(str(tmp_path / "photos"), run.config)).test

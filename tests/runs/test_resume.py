@@ -19,7 +19,15 @@ from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.runs.fit import StoppedError, fit, resume
 from cnn_jax.runs.run import load_run
 
-MAY_CHANGE = {"skip_unreadable", "epochs", "data_dir", "target_accuracy", "checkpoint_every", "tensorboard"}
+MAY_CHANGE = {
+    "skip_unreadable",
+    "epochs",
+    "data_dir",
+    "cache_limit",
+    "target_accuracy",
+    "checkpoint_every",
+    "tensorboard",
+}
 
 
 # The stops are before the first step, inside an epoch, between two epochs, and inside the second.
@@ -157,6 +165,7 @@ def test_settings_that_determine_the_result_may_not_change(continue_run, finishe
         "learning_rate": 0.02,
         "dataset": "circles",
         "data_dir": "elsewhere",
+        "cache_limit": 1.0,
         "image_size": (16, 16),
         "channels": 1,
         "fit": "stretch",

@@ -20,7 +20,7 @@ from cnn_jax.training.history import EpochRecord
 @pytest.fixture
 def history():
     """Epochs of which the third is the best: the later one of two with the same accuracy."""
-    epoch = EpochRecord(0, 5, 40, 3.0, 0.9, None, None, 2.0, 24.0, validation_loss=0.5)
+    epoch = EpochRecord(0, 5, 40, 3.0, 0.9, None, None, 2.0, 24.0, 0.5, validation_loss=0.5)
     return [
         dataclasses.replace(epoch, epoch=n, step=5 * (n + 1), validation_accuracy=accuracy)
         for n, accuracy in enumerate((0.5, 0.8, 0.8, 0.7))
@@ -60,6 +60,7 @@ def test_results_sizes_and_times(summarized):
         "epochs": 4,
         "steps": 20,
         "train_seconds": 8.0,
+        "input_wait_seconds": 2.0,
         "compile_seconds": 1.5,
         "dataset": "squares",
         "image_shape": [16, 16, 1],

@@ -4,6 +4,8 @@ import pytest
 
 from cnn_jax.data import Split
 from cnn_jax.data.shuffle import epoch_order
+from cnn_jax.data.statistics import channel_sums
+from cnn_jax.data.streamed import StreamedImages
 from cnn_jax.training import input
 from cnn_jax.training.input import ArraySource
 from cnn_jax.training.sharding import make_mesh
@@ -70,3 +72,47 @@ def test_a_memory_mapped_split_is_read_as_it_goes(tmp_path, split, mesh):
     mapped = Split(np.load(tmp_path / "images.npy", mmap_mode="r"), split.labels)
     expected, chunk = (jax.device_get(source(s, mesh).chunk(0, 0, 3)) for s in (split, mapped))
     np.testing.assert_array_equal(chunk.batches.images, expected.batches.images)
+
+
+@pytest.fixture
+def decoded():
+    """The numbers of the images that have been decoded."""
+    return []
+
+
+@pytest.fixture
+def streamed(split, decoded):
+    def decode(number):
+        decoded.append(number)
+        return split.images[number]
+
+    images = StreamedImages(decode, split.images.shape[1:], np.stack([channel_sums(image) for image in split.images]))
+    return Split(images, split.labels)
+
+
+# In order, as training reads them; from the middle, as a resumed run does; and in any order.
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [(0, 0, 0), (0, 0, 2), (0, 2, 3), (1, 0, 2), (1, 2, 3), (2, 0, 3)],
+        [(4, 1, 2), (4, 2, 3), (5, 0, 1)],
+        [(3, 2, 3), (3, 0, 1), (0, 1, 3), (0, 1, 3)],
+    ],
+)
+def test_streamed_images_make_the_same_batches(split, streamed, mesh, chunks):
+    mapped_source, streamed_source = (source(one, mesh, max_chunk_steps=3) for one in (split, streamed))
+    for chunk in chunks:
+        expected, actual = (jax.device_get(one.chunk(*chunk)) for one in (mapped_source, streamed_source))
+        assert actual.num_steps == expected.num_steps
+        for name, array in expected.batches._asdict().items():
+            np.testing.assert_array_equal(
+                getattr(actual.batches, name)[: expected.num_steps], array[: expected.num_steps]
+            )
+
+
+def test_every_streamed_image_is_decoded_once_an_epoch(streamed, mesh, decoded):
+    streamed_source = source(streamed.subset(np.arange(6)), mesh, batch_size=2, max_chunk_steps=1)
+    for epoch in range(2):
+        for step in range(3):
+            streamed_source.chunk(epoch, step, step + 1)
+    assert set(np.bincount(decoded, minlength=6)) <= {2, 3}  # those of the third epoch are being decoded

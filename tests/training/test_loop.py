@@ -98,7 +98,7 @@ def test_the_network_learns(dataset, make_trainer):
 def test_training_is_bitwise_reproducible(dataset, make_trainer, whole):
     for (record1, params1), (record2, params2) in zip(whole, train(CONFIG, dataset, make_trainer), strict=True):
         jax.tree.map(np.testing.assert_array_equal, params1, params2)
-        times = {"seconds": 0.0, "images_per_second": 0.0}
+        times = {"seconds": 0.0, "images_per_second": 0.0, "input_wait_seconds": 0.0}
         assert dataclasses.replace(record1, **times) == dataclasses.replace(record2, **times)
 
 

@@ -34,7 +34,9 @@ def load(config: Config) -> Dataset:
     for setting in folder.SETTINGS:
         if getattr(config, setting) and kind != "folder":
             raise UsageError(f"{setting} applies to folder:PATH only, not to {config.dataset}: leave it out")
-    dataset = _load(config.dataset, data_dir(config), config.split_seed)
+    if kind == "tfds":
+        return tfds.load(path, data_dir(config), config)
+    dataset = _load(config.dataset, data_dir(config))
     return with_validation(dataset, config.validation_fraction, config.split_seed)
 
 
@@ -46,7 +48,7 @@ def is_on_disk(config: Config) -> bool:
     return tfds.is_on_disk(name.removeprefix("tfds:"), directory) if name.startswith("tfds:") else True
 
 
-def _load(name: str, directory: Path, split_seed: int) -> Dataset:
+def _load(name: str, directory: Path) -> Dataset:
     if name == "auto":
         try:
             return mnist.load("fashion_mnist", directory)
@@ -59,9 +61,7 @@ def _load(name: str, directory: Path, split_seed: int) -> Dataset:
             return digits.load()
     if name == "digits":
         return digits.load()
-    if name in mnist.FAMILIES:
-        return mnist.load(name, directory)
-    return tfds.load(name.removeprefix("tfds:"), directory, split_seed)
+    return mnist.load(name, directory)
 
 
 def _check_known(name: str) -> None:

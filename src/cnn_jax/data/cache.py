@@ -29,9 +29,7 @@ import numpy as np
 
 from cnn_jax import files
 from cnn_jax.data.memory import available_memory
-
-MAX_BYTES = 10 * 10**9
-"""Maximum size of all entries in bytes, about 200,000 color images of 128x128 pixels; a larger one is kept alone."""
+from cnn_jax.data.summaries import SummaryCache
 
 SHAPE_BYTES = 4 * 8
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -52,15 +50,20 @@ class ImageCache:
     Args:
         directory: created, accessible to this user only, if it does not exist.
         settings: everything besides a file's content that determines its decoded image. Its ``repr`` is compared.
-        max_bytes: maximum size of all entries in bytes. The least recently used are removed when one is written.
+        max_bytes: maximum size of all entries in bytes; by default half of the disk's free space, of which the entries
+            count as part. The least recently used are removed when one is written.
+
+    Attributes:
+        summaries: the summaries of images with these settings that were not kept.
     """
 
-    def __init__(self, directory: Path, settings: object, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, directory: Path, settings: object, max_bytes: int | None = None) -> None:
         self._directory = directory
         self._prefix = hashlib.sha256(repr(settings).encode()).hexdigest()
         self._max_bytes = max_bytes
         self._usable = files.private_directory(directory)
         self._entries = dict(self._open_entries()) if self._usable else {}
+        self.summaries = SummaryCache(directory if self._usable else None, self._prefix)
         self._added: dict[bytes, np.ndarray | _Stored] = {}
         self._temporary = None
         self._end = 0  # of the temporary file
@@ -108,6 +111,21 @@ class ImageCache:
         """The number of images added so far."""
         return len(self._added)
 
+    def discard_added(self) -> None:
+        """Release the images added so far. No other thread may be adding one."""
+        self._added.clear()
+        self._end = 0
+        with contextlib.suppress(OSError):
+            if self._temporary:
+                self._temporary.truncate(0)
+
+    @property
+    def max_bytes(self) -> int | None:
+        """Maximum size of all entries in bytes; None if there are none, since the directory is not used."""
+        if self._max_bytes is not None or not self._usable:
+            return self._max_bytes
+        return (self.free_space()[0] + sum(size for _, size, _ in _by_last_use(self._directory))) // 2
+
     def free_space(self) -> tuple[int, int]:
         """The free bytes on the disk, 0 if it is not used, and in memory."""
         return shutil.disk_usage(self._directory).free if self._usable else 0, available_memory()
@@ -116,14 +134,16 @@ class ImageCache:
         """Whether images that are still to be added, and then the array of all images, can be held.
 
         Added images are on disk as far as they fit there, and the others in memory. The array is in one of the two.
+        The least recently used entries with other settings are removed if this makes room for all of it on disk.
 
         Args:
             array_bytes: the size of the array.
             added_bytes: the size of the images still to be added. If there are entries, which may have them, some or
                 all may not need to be added: then only the array counts.
         """
-        disk, memory = self.free_space()
         added = 0 if self._entries else added_bytes
+        self._make_room(added + array_bytes)
+        disk, memory = self.free_space()
         on_disk = min(added, disk)
         return array_bytes <= max(disk - on_disk, memory - (added - on_disk))
 
@@ -163,7 +183,7 @@ class ImageCache:
     def _open_entries(self) -> Iterator[tuple[str, "_Entry"]]:
         """The entries with these settings, the most recently used first."""
         for _, _, path in reversed(_by_last_use(self._directory)):
-            if path.name.startswith(self._prefix):
+            if path.name.startswith(self._prefix) and path.suffix == ".images":
                 with contextlib.suppress(Exception):  # a damaged file can raise anything
                     yield path.name, _Entry(path)
 
@@ -188,13 +208,16 @@ class ImageCache:
             files.sync(self._directory)
         self._remove_least_recently_used(path)
 
+    def _make_room(self, num_bytes: int) -> None:
+        disk, _ = self.free_space()
+        others = [entry for entry in _by_last_use(self._directory) if not entry[2].name.startswith(self._prefix)]
+        if disk < num_bytes <= disk + sum(size for _, size, _ in others):
+            _remove_first(others, num_bytes - disk)
+
     def _remove_least_recently_used(self, kept: Path) -> None:
         used = _by_last_use(self._directory)
-        excess = sum(size for _, size, _ in used) - self._max_bytes
-        for _, size, path in used:
-            if path != kept and excess > 0:
-                path.unlink(missing_ok=True)
-                excess -= size
+        excess = sum(size for _, size, _ in used) - self.max_bytes
+        _remove_first([entry for entry in used if entry[2] != kept], excess)
 
 
 class _Stored(NamedTuple):
@@ -269,3 +292,12 @@ def _by_last_use(directory: Path) -> list[tuple[int, int, Path]]:
                 if stat.S_ISREG(status.st_mode):
                     used.append((status.st_mtime_ns, status.st_size, path))
     return sorted(used)
+
+
+def _remove_first(used: list[tuple[int, int, Path]], num_bytes: int) -> None:
+    """Remove files of a result of ``_by_last_use`` until that many bytes are free."""
+    for _, size, path in used:
+        if num_bytes <= 0:
+            return
+        path.unlink(missing_ok=True)
+        num_bytes -= size

@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from cnn_jax.data.streamed import Images
 from cnn_jax.errors import UsageError
 
 Arrays = tuple[ArrayLike, ArrayLike]
@@ -22,18 +23,21 @@ class Split:
         images: uint8 ``[N, H, W, C]``, as stored: the training step scales them to floats.
         labels: int32 ``[N]``, each in ``[0, number of classes)``.
         files: str objects ``[N]``, the file of each image within the dataset's folder; None if it is not a folder.
+        digests: bytes objects ``[N]``, the SHA-256 digest of the encoded form of each image; None if there is none.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     files: np.ndarray | None = None
+    digests: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, indices: np.ndarray) -> "Split":
-        """A copy of some of the examples, selected by indices or by a boolean mask."""
-        return Split(self.images[indices], self.labels[indices], None if self.files is None else self.files[indices])
+        """Some of the examples, selected by indices or by a boolean mask; images in memory are copied."""
+        files, digests = (None if array is None else array[indices] for array in (self.files, self.digests))
+        return Split(self.images[indices], self.labels[indices], files, digests)
 
 
 @dataclass(frozen=True)
@@ -110,13 +114,15 @@ class Dataset:
     def sha256(self) -> str:
         """The SHA-256 digest of all splits, in hexadecimal: of their images and labels in order, and the class names.
 
-        It is computed on every access, because the arrays can be modified in place. That takes one or two seconds per
-        gigabyte of images, and no additional memory if they are contiguous.
+        Images that were decoded are represented by the digests of their encoded forms. Arrays are read on every access,
+        because they can be modified in place. That takes one or two seconds per gigabyte of images, and no additional
+        memory if they are contiguous.
         """
         digest = hashlib.sha256(repr((self.image_shape, self.class_names)).encode(errors="surrogatepass"))
         for part, split in self.splits.items():
             digest.update(f"{part} {len(split)}".encode())
-            digest.update(np.ascontiguousarray(split.images))
+            images = np.ascontiguousarray(split.images) if split.digests is None else b"".join(split.digests)
+            digest.update(images)
             digest.update(np.ascontiguousarray(split.labels))
         return digest.hexdigest()
 

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from cnn_jax.data.dataset import Dataset, Split
+from cnn_jax.data.dataset import Dataset
 from cnn_jax.errors import UsageError
 
 TEST_FRACTION = 0.2
@@ -60,20 +60,6 @@ def with_validation(dataset: Dataset, fraction: float, split_seed: int) -> Datas
     hashes = content_hashes(map(np.ascontiguousarray, dataset.train.images), split_seed, "validation")
     mask = held_out(dataset.train.labels, hashes, fraction, "validation", dataset.class_names, exact=True)
     return replace(dataset, train=dataset.train.subset(~mask), validation=dataset.train.subset(mask))
-
-
-def with_test(train: Split, split_seed: int, class_names: Sequence[str]) -> tuple[Split, Split]:
-    """Hold a test split, a fifth of each class, out of the training split.
-
-    Returns:
-        The training split and the test split, in the order of the examples.
-
-    Raises:
-        UsageError: a class has too few examples.
-    """
-    hashes = content_hashes(map(np.ascontiguousarray, train.images), split_seed, "test")
-    mask = held_out(train.labels, hashes, TEST_FRACTION, "test", class_names, exact=True)
-    return train.subset(~mask), train.subset(mask)
 
 
 def own_validation(name: str) -> UsageError:

@@ -1,6 +1,7 @@
 """Image classification datasets of tensorflow-datasets, read without TensorFlow once they are prepared."""
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import io
 import itertools
@@ -10,13 +11,15 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cnn_jax import files
-from cnn_jax.data.dataset import Dataset, Split
-from cnn_jax.data.splits import with_test
+from cnn_jax.config import Config
+from cnn_jax.data.dataset import Dataset
+from cnn_jax.data.splits import SPLIT_NAMES, TEST_FRACTION, Part, content_hashes, held_out, own_validation
+from cnn_jax.data.store import ImageStore
 from cnn_jax.errors import CnnJaxError, UsageError, suggest
 
 if TYPE_CHECKING:
@@ -30,24 +33,26 @@ NAME = re.compile(r"[a-zA-Z]\w*(/[\w+-][\w+.-]*)?(:[\d*]+(\.[\d*]+){2})?", re.AS
 MAX_FEATURES_BYTES = 1 << 24
 """Maximum size of a ``features.json`` in bytes; genuine ones have a few thousand."""
 
-PIECE = 1000
-"""Number of examples read at a time: faster than one by one, and images of different sizes are found early."""
+CACHE_FORMAT = 1
+"""Version of the cached images, to be increased when the same records are decoded differently."""
 
 
-def load(name: str, directory: Path, split_seed: int) -> Dataset:
+def load(name: str, directory: Path, config: Config) -> Dataset:
     """Read a dataset, preparing it first if necessary, for which TensorFlow must be installed.
 
     Its ``validation`` split is used for validation only. If it has no ``test`` split, a fifth of its ``train`` split
-    is held out for testing.
+    is held out for testing. An image is decoded only if the user's cache directory has no image, or no summary of one,
+    with the same encoded form; see ``ImageStore``.
 
     Args:
         name: a name in the catalog, optionally with a config and version, such as ``emnist/letters``; or that of any
             dataset that is prepared in the directory.
         directory: the ``data_dir`` of tensorflow-datasets.
-        split_seed: determines, together with their content, which examples are held out.
+        config: ``cache_limit``, ``validation_fraction`` and ``split_seed`` are used.
 
     Returns:
-        images uint8 ``[N, H, W, C]``; labels int32 ``[N]``. Its name is ``tfds:`` and the given name.
+        images uint8 ``[N, H, W, C]``, read-only, as those of ``cnn_jax.data.folder.load``; labels int32 ``[N]``. Its
+        name is ``tfds:`` and the given name.
 
     Raises:
         UsageError: there is no such dataset, it does not consist of labeled images of one size, or it cannot be read.
@@ -69,19 +74,30 @@ def load(name: str, directory: Path, split_seed: int) -> Dataset:
                 f"tfds:{name} in {builder.data_dir} has the format {', '.join(form.value for form in formats)}, not "
                 'array_record: prepare it in another --data-dir with download_and_prepare(file_format="array_record")'
             )
-        splits = builder.info.splits
-        if "train" not in splits:
-            raise UsageError(f"tfds:{name} has no train split, only {', '.join(splits)}: use another dataset")
-
-        def read(split: str) -> Split:
-            source = builder.as_data_source(split, file_format="array_record")
-            return _read(source, image, label, f"the {split} split of tfds:{name}")
-
+        published = builder.info.splits
+        if "train" not in published:
+            raise UsageError(f"tfds:{name} has no train split, only {', '.join(published)}: use another dataset")
+        if config.validation_fraction and "validation" in published:
+            raise own_validation(f"tfds:{name}")
+        splits = [split for split in SPLIT_NAMES if split in published]
+        records = _Records(builder, name, splits, image, label)
         class_names = tuple(builder.info.features[label].names)
-        train = read("train")
-        validation = read("validation") if "validation" in splits else None
-        train, test = (train, read("test")) if "test" in splits else with_test(train, split_seed, class_names)
-    return Dataset(f"tfds:{name}", train, test, class_names, validation)
+        with ImageStore(records, config.cache_limit) as store:
+            if (unlabeled := np.flatnonzero(records.labels < 0)).size:
+                raise UsageError(f"{records.name(unlabeled[0])} has examples without a label: use another dataset")
+            selected = {split: np.flatnonzero(records.part == number) for number, split in enumerate(splits)}
+
+            def hold_out(part: Part, fraction: float) -> None:
+                train = selected["train"]
+                hashes = content_hashes(map(np.ascontiguousarray, store.each(train)), config.split_seed, part)
+                mask = held_out(records.labels[train], hashes, fraction, part, class_names, exact=True)
+                selected["train"], selected[part] = train[~mask], train[mask]
+
+            if "test" not in selected:
+                hold_out("test", TEST_FRACTION)
+            if config.validation_fraction:
+                hold_out("validation", config.validation_fraction)
+            return Dataset(f"tfds:{name}", **store.splits(selected, records.labels), class_names=class_names)
 
 
 def is_on_disk(name: str, directory: Path) -> bool:
@@ -221,30 +237,78 @@ def _prepare(builder: "DatasetBuilder", name: str) -> None:
         raise CnnJaxError(f"tfds:{name} cannot be prepared: {_first_line(error)}") from None
 
 
-def _read(source: "Sequence[dict[str, Any]]", image: str, label: str, described: str) -> Split:
-    examples = _examples(source, described)
-    first = next(examples)  # tensorflow-datasets does not prepare empty splits
-    shape = first[image].shape
-    images = np.empty((len(source), *shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    for index, example in enumerate(itertools.chain([first], examples)):
-        if example[image].shape != shape:
-            raise UsageError(
-                f"{described} has images of different shapes, {shape} and {example[image].shape}: "
-                "use a dataset with images of one shape"
-            )
-        images[index], labels[index] = example[image], example[label]
-    if labels.min() < 0:
-        raise UsageError(f"{described} has examples without a label: use another dataset")
-    return Split(images, labels)
+class _Records:
+    """The images of several splits, as ``cnn_jax.data.store.Encoded``.
+
+    Attributes:
+        part: int ``[N]``, the index of each image's split.
+        labels: int32 ``[N]``, those of the images that have been read.
+    """
+
+    skip_unreadable = False
+    remedy = "prepare it again"
+
+    def __init__(self, builder: "DatasetBuilder", name: str, splits: "Sequence[str]", image: str, label: str) -> None:
+        import PIL
+        import tensorflow_datasets as tfds
+
+        feature = builder.info.features[image]
+        self.described = f"tfds:{name}"
+        self.settings = ("tfds", CACHE_FORMAT, PIL.__version__, _opencv_version(), feature.shape)
+        self._decode = feature.decode_example_np
+        self._splits, self._image, self._label = splits, image, label
+        self._sources = [
+            builder.as_data_source(split, file_format="array_record", decoders={image: tfds.decode.SkipDecoding()})
+            for split in splits
+        ]
+        counts = list(map(len, self._sources))
+        self._starts = np.cumsum([0, *counts])
+        self.part = np.repeat(np.arange(len(splits)), counts)
+        self.labels = np.zeros(len(self.part), np.int32)
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    @contextlib.contextmanager
+    def opened(self, number: int) -> Iterator[io.BytesIO]:
+        """See ``Encoded``."""
+        part = self.part[number]
+        with _reading(self.name(number)):
+            record = self._sources[part][int(number - self._starts[part])]
+            self.labels[number] = record[self._label]
+            file = io.BytesIO(record[self._image])
+        file.name = self.name(number)
+        yield file
+
+    def decode(self, file: io.BytesIO) -> np.ndarray:
+        """See ``Encoded``."""
+        with _reading(file.name):
+            return self._decode(file.getvalue())
+
+    def name(self, number: int) -> str:
+        """See ``Encoded``."""
+        return f"the {self._splits[self.part[number]]} split of {self.described}"
+
+    def different_shapes(self, *examples: tuple[int, tuple[int, int, int]]) -> UsageError:
+        """See ``Encoded``."""
+        (one, first), (other, second) = examples
+        described = self.name(one) if self.part[one] == self.part[other] else self.described
+        return UsageError(
+            f"{described} has images of different shapes, {first} and {second}: use a dataset with images of one shape"
+        )
 
 
-def _examples(source: "Sequence[dict[str, Any]]", described: str) -> Iterator[dict[str, Any]]:
+@contextlib.contextmanager
+def _reading(described: str) -> Iterator[None]:
     try:
-        for start in range(0, len(source), PIECE):
-            yield from source.__getitems__(range(start, min(start + PIECE, len(source))))
+        yield
     except Exception as error:  # array_record and the image decoders have their own
-        raise UsageError(f"{described} cannot be read: {_first_line(error)}; prepare it again") from None
+        raise UsageError(f"{described} cannot be read: {_first_line(error)}") from None
+
+
+def _opencv_version() -> str | None:
+    """The version of OpenCV, with which tensorflow-datasets decodes images if it is installed."""
+    return importlib.metadata.version("opencv-python") if importlib.util.find_spec("cv2") else None
 
 
 def _first_line(error: Exception) -> str:

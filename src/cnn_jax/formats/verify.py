@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from cnn_jax import files
+from cnn_jax.data.streamed import Images
 from cnn_jax.errors import CnnJaxError, UsageError, suggest
 from cnn_jax.formats import FILE_NAMES, Format
 from cnn_jax.formats.network import Classifier, Network
@@ -98,10 +99,10 @@ def sample_size(image_shape: tuple[int, int, int]) -> int:
     return max(2, min(MAX_IMAGES, MAX_BYTES // math.prod(image_shape)))
 
 
-def sample(images: np.ndarray) -> np.ndarray:
+def sample(images: Images) -> np.ndarray:
     """Select evenly spaced images to verify a file with, because a dataset may be sorted by class."""
     count = min(sample_size(images.shape[1:]), len(images))
-    return images[np.arange(count) * len(images) // count]
+    return np.asarray(images[np.arange(count) * len(images) // count])
 
 
 def write(path: Path, module: FormatModule, network: Network, images: np.ndarray, expected: np.ndarray) -> Verification:

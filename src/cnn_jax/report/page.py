@@ -181,7 +181,10 @@ def _speed_facts(history: Sequence[EpochRecord], summary: Mapping[str, Any] | No
             facts["Number of processes"] = str(summary["process_count"])
         facts["CPU cores"] = str(summary["cpu_count"])
     if history:
-        facts["Training, all epochs"] = format_duration(sum(record.seconds for record in history))
+        seconds = sum(record.seconds for record in history)
+        waited = sum(record.input_wait_seconds for record in history)
+        facts["Training, all epochs"] = format_duration(seconds)
+        facts["Waiting for images"] = f"{format_duration(waited)}, {waited / (seconds or 1):.1%} of it"
         facts["Median epoch"] = format_duration(statistics.median(record.seconds for record in history))
         facts["Images per second"] = f"{statistics.median(record.images_per_second for record in history):,.0f}"
     if summary is not None:

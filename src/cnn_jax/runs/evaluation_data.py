@@ -10,8 +10,9 @@ import numpy as np
 
 from cnn_jax import data
 from cnn_jax.config import Config
-from cnn_jax.data import Dataset, Split, folder
+from cnn_jax.data import Dataset, folder
 from cnn_jax.data.splits import content_hashes
+from cnn_jax.data.streamed import Images
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.runs.run import Run
 
@@ -66,7 +67,7 @@ def load(
     return run, dataset
 
 
-def count_shared(images: np.ndarray, others: np.ndarray) -> int:
+def count_shared(images: Images, others: Images) -> int:
     """The number of images that are also among others, with the same pixels.
 
     Args:
@@ -102,20 +103,7 @@ def _load_folder(run: Run, config: Config) -> tuple[Run, Dataset]:
     if folder.has_splits(path):
         return run, dataset or data.load(replace(config, validation_fraction=0.0))
     # The network was not trained on any of these images, so none is held out.
-    return run, _unsplit(dataset) if dataset else folder.load_unsplit(path, config)
-
-
-def _unsplit(dataset: Dataset) -> Dataset:
-    """What ``folder.load_unsplit`` returns, from what ``folder.load`` does: all images are in the test split."""
-    parts = dataset.splits.values()
-    labels, files = (np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "files"))
-    order = np.array(sorted(range(len(labels)), key=lambda index: (labels[index], files[index])))
-    places = np.split(np.argsort(order), np.cumsum([len(part) for part in parts])[:-1])
-    images = np.empty((len(labels), *dataset.image_shape), np.uint8)
-    for part, place in zip(parts, places, strict=True):
-        images[place] = part.images
-    split = Split(images, labels[order], files[order])
-    return Dataset(dataset.name, split, split, dataset.class_names)
+    return run, folder.load_unsplit(path, config)
 
 
 def _warn_of_training_images(run: Run, dataset: Dataset) -> None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, background
+from cnn_jax.data.store import ChangedImageError
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.files import expanded
 from cnn_jax.formats.weights import Weights
@@ -40,9 +41,7 @@ class StoppedError(CnnJaxError):
     """Training was stopped on request, after saving a checkpoint."""
 
     def __init__(self, workdir: Path, step: int, distributed: bool = False):
-        flags = "--distributed --resume" if distributed else "--resume"
-        resume = f"python -m cnn_jax.train {flags} --workdir {shlex.quote(str(workdir))}"
-        super().__init__(f"stopped after step {step}: continue with {resume}")
+        super().__init__(f"stopped after step {step}: continue with {_resume_command(workdir, distributed)}")
 
 
 class Training(NamedTuple):
@@ -278,7 +277,8 @@ def train(
     """
     trainer, progress, processes = training.trainer, training.start, training.processes
     stop_requested = processes.requested_in_any(stop_requested)
-    with training.recorder(verbose=verbose, on_epoch=on_epoch) as recorder:
+    with contextlib.ExitStack() as stack:
+        recorder = stack.enter_context(training.recorder(verbose=verbose, on_epoch=on_epoch))
 
         def stop_if_requested(progress: Progress) -> None:
             if stop_requested():
@@ -286,16 +286,27 @@ def train(
                 workdir = training.directory.path.absolute()
                 raise StoppedError(workdir, progress.step, distributed=processes.count > 1)
 
+        before_last_chunk: Progress | None = None
+
         def before_chunk(progress: Progress) -> None:
+            nonlocal before_last_chunk
+            before_last_chunk = progress
             stop_if_requested(progress)
             if recorder.is_due(progress.step):
                 recorder.save(progress)
 
+        def save_before_chunk() -> None:
+            """Save the progress before the chunk whose images could not be read, not before one that was taken."""
+            if before_last_chunk and not any(leaf.is_deleted() for leaf in jax.tree.leaves(before_last_chunk.state)):
+                recorder.save(before_last_chunk)
+
+        stack.enter_context(_when_images_change(save_before_chunk, training))
         recorder.start(progress)
         compile_seconds = trainer.compile()
         listeners = {"on_chunk": on_chunk} if processes.is_first else {}
         epochs = trainer.epochs(progress, before_chunk=before_chunk, **listeners)
         for record, progress in () if recorder.is_finished else epochs:
+            before_last_chunk = None
             recorder.end_epoch(record, progress)
             if recorder.is_finished:
                 break
@@ -305,6 +316,22 @@ def train(
             report=report,
             before_file=lambda: stop_if_requested(progress),
         )
+
+
+@contextlib.contextmanager
+def _when_images_change(save: Callable[[], None], training: Training) -> Iterator[None]:
+    """Save the progress if an image that is decoded whenever it is used has changed, and say how to continue."""
+    try:
+        yield
+    except ChangedImageError as error:
+        save()
+        command = _resume_command(training.directory.path.absolute(), training.processes.count > 1)
+        raise ChangedImageError(f"{error}, then continue with {command}") from None
+
+
+def _resume_command(workdir: Path, distributed: bool) -> str:
+    flags = "--distributed --resume" if distributed else "--resume"
+    return f"python -m cnn_jax.train {flags} --workdir {shlex.quote(str(workdir))}"
 
 
 def _resolve(config: Config, dataset: Dataset | None, data_of: Training | None) -> tuple[Config, Dataset]:
@@ -433,4 +460,5 @@ def _restore(trainer: Trainer, directory: Workdir, now: RunMetadata) -> tuple[Pr
             saved.hardware,
             now.hardware,
         )
-    return Progress(step, state, saved.epoch_metrics, saved.epoch_seconds), list(saved.history)
+    progress = Progress(step, state, saved.epoch_metrics, saved.epoch_seconds, saved.epoch_input_wait_seconds)
+    return progress, list(saved.history)

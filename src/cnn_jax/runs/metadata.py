@@ -16,7 +16,7 @@ from cnn_jax.training.loop import Progress, create_task
 from cnn_jax.training.metrics import Metrics
 from cnn_jax.training.task import Normalize, Task
 
-FORMAT = 6
+FORMAT = 7
 """The version of the format of checkpoints."""
 
 _METRICS = {"loss": float, "num_correct": int, "num_examples": int, "first_nonfinite_step": int}
@@ -39,6 +39,7 @@ class RunMetadata:
         dark_background: whether nearly all training images are light on a dark background.
         history: a record for each finished epoch.
         epoch_seconds: training time of the epoch in progress.
+        epoch_input_wait_seconds: the part of it in which the devices waited for images.
         epoch_metrics: metrics of the epoch in progress.
     """
 
@@ -54,6 +55,7 @@ class RunMetadata:
     dark_background: bool
     history: tuple[EpochRecord, ...] = ()
     epoch_seconds: float = 0.0
+    epoch_input_wait_seconds: float = 0.0
     epoch_metrics: Metrics = dataclasses.field(default_factory=Metrics.zero)
 
     @property
@@ -64,7 +66,11 @@ class RunMetadata:
     def at(self, history: list[EpochRecord], progress: Progress) -> Self:
         """The metadata of the same run at another point of its training."""
         return dataclasses.replace(
-            self, history=tuple(history), epoch_seconds=progress.seconds, epoch_metrics=progress.metrics
+            self,
+            history=tuple(history),
+            epoch_seconds=progress.seconds,
+            epoch_input_wait_seconds=progress.input_wait_seconds,
+            epoch_metrics=progress.metrics,
         )
 
     def create_task(self) -> Task:
@@ -118,6 +124,7 @@ class RunMetadata:
                 dark_background=_checked(values["dark_background"], bool),
                 history=tuple(_record(record) for record in _checked(values["history"], list)),
                 epoch_seconds=_checked(values["epoch_seconds"], float),
+                epoch_input_wait_seconds=_checked(values["epoch_input_wait_seconds"], float),
                 epoch_metrics=_metrics(values["epoch_metrics"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:

@@ -92,6 +92,7 @@ def summarize(
         "epochs": len(history),
         "steps": last.step,
         "train_seconds": sum(record.seconds for record in history),
+        "input_wait_seconds": sum(record.input_wait_seconds for record in history),
         "compile_seconds": compile_seconds,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "dataset": config.dataset,

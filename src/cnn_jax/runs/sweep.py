@@ -17,6 +17,7 @@ import jax
 from cnn_jax.config import Config, DataConfig
 from cnn_jax.data import Dataset, folder
 from cnn_jax.data.memory import available_memory
+from cnn_jax.data.streamed import StreamedImages
 from cnn_jax.errors import CnnJaxError
 from cnn_jax.report.sweep import Result
 from cnn_jax.runs.checks import check_usable
@@ -150,9 +151,12 @@ def train_sweep(
 def max_members(trainer: Trainer) -> int:
     """The number of members to train as one program: on a CPU one per device, otherwise as many as memory allows.
 
-    It is a multiple of the number of devices, or 1 if a copy of the training images for each device is too large.
+    It is a multiple of the number of devices, or 1 if a copy of the training images for each device is too large, or if
+    they are decoded whenever they are used.
     """
     num_devices, images = trainer.mesh.size, trainer.dataset.train.images
+    if isinstance(images, StreamedImages):
+        return 1
     device = trainer.mesh.devices.flat[0]
     if device.platform == "cpu":
         return num_devices if num_devices * images.nbytes < available_memory() // 2 else 1

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from scipy.special import logsumexp
 
+from cnn_jax.data.streamed import Images, in_order
 from cnn_jax.training.input import chunk_length
 from cnn_jax.training.sharding import (
     BATCHES,
@@ -89,7 +90,7 @@ def batch_size_for(image_shape: tuple[int, int, int], num_images: int) -> int:
     return min(largest, 1 << (max(1, num_images) - 1).bit_length())
 
 
-def predict_logits(task: Task, variables: Variables, images: np.ndarray, *, batch_size: int, mesh: Mesh) -> np.ndarray:
+def predict_logits(task: Task, variables: Variables, images: Images, *, batch_size: int, mesh: Mesh) -> np.ndarray:
     """Compute the logits of images, the same in all processes of the mesh, which all have to call this.
 
     Args:
@@ -107,13 +108,14 @@ def predict_logits(task: Task, variables: Variables, images: np.ndarray, *, batc
     chunk_steps = chunk_length(steps, batch * math.prod(images.shape[1:]), max_steps=steps)
     variables = replicate(variables, mesh)
     chunks = []
-    for start in range(0, max(1, len(images)), chunk_steps * batch):
-        part = images[start : start + chunk_steps * batch]
-        filled = np.zeros((chunk_steps * batch, *images.shape[1:]), np.uint8)
-        filled[: len(part)] = part
+    size = chunk_steps * batch
+    reader = in_order(images, size)
+    for start in range(0, max(1, len(images)), size):
+        filled = np.zeros((size, *images.shape[1:]), np.uint8)
+        reader.read_into(filled[: len(images) - start])
         batches = filled.reshape(chunk_steps, batch, *images.shape[1:])[:, local_part(batch, mesh)]
-        batches = shard_batches(batches, mesh)
-        chunks.append(chunk_logits(variables, batches, task=task, mesh=mesh))
+        chunks.append(chunk_logits(variables, shard_batches(batches, mesh), task=task, mesh=mesh))
+        jax.block_until_ready(chunks[:-1])  # or the images of all chunks could be in memory
     logits = np.concatenate(to_host(chunks))
     return logits.reshape(-1, logits.shape[-1])[: len(images)]
 

@@ -27,6 +27,7 @@ class EpochRecord:
         test_accuracy: fraction of the test examples, after the epoch.
         seconds: training time, excluding compilation and evaluation.
         images_per_second: training examples divided by ``seconds``.
+        input_wait_seconds: the part of ``seconds`` in which the devices waited for images.
     """
 
     epoch: int
@@ -38,6 +39,7 @@ class EpochRecord:
     test_accuracy: float | None
     seconds: float
     images_per_second: float
+    input_wait_seconds: float = 0.0
     validation_loss: float | None = None
     validation_accuracy: float | None = None
 

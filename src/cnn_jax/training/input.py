@@ -1,5 +1,6 @@
 """Batches for training, in chunks of steps, gathered on the host while the devices compute the previous chunk."""
 
+import math
 from typing import NamedTuple, Protocol
 
 import jax
@@ -8,6 +9,7 @@ from jax.sharding import Mesh
 
 from cnn_jax.data import Split
 from cnn_jax.data.shuffle import epoch_order
+from cnn_jax.data.streamed import ReadAhead, StreamedImages
 from cnn_jax.training.sharding import BATCHES, REPLICATED, local_part, padded, replicate, shard_batches
 from cnn_jax.training.step import Batch
 
@@ -93,7 +95,7 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """Batches of a split, which is held once per process, in memory or in memory-mapped files.
+    """Batches of a split, which is held once per process, in memory or in memory-mapped files, or decoded as it goes.
 
     Args:
         split: the examples.
@@ -124,23 +126,53 @@ class ArraySource:
         self._shuffle = shuffle
         self._mesh = mesh
         self._order = (-1, np.empty(0, np.int32))  # the epoch and its order
+        self._reader: ReadAhead | None = None
+        self._reader_place = (-1, -1)  # the epoch and the step that it reads next
         self.steps_per_epoch = num_batches(len(split), batch_size)
-        step_bytes = padded(batch_size, mesh) * split.images[0].nbytes
+        step_bytes = padded(batch_size, mesh) * math.prod(split.images.shape[1:])
         self.chunk_steps = chunk_length(self.steps_per_epoch, step_bytes, max_chunk_steps)
 
     def chunk(self, epoch: int, start: int, stop: int) -> Chunk:
         """See ``Source.chunk``."""
         images, labels = self._split.images, self._split.labels
         steps, length = range(start, start + self.chunk_steps), stop - start
-        part = local_part(padded(self._batch_size, self._mesh), self._mesh)  # of this process
-        batches = BatchIndices.of(self.epoch_order(epoch), steps, self._batch_size, part)
+        batches = self._batches(epoch, steps)
         chosen = np.empty((*batches.indices.shape, *images.shape[1:]), np.uint8)
-        # Ten times as fast as indexing, which also makes a copy.
-        np.take(images, batches.indices[:length], axis=0, out=chosen[:length], mode="clip")
+        if isinstance(images, StreamedImages):
+            self._read(images, epoch, start, stop, chosen[:length])
+        else:
+            # Ten times as fast as indexing, which also makes a copy.
+            np.take(images, batches.indices[:length], axis=0, out=chosen[:length], mode="clip")
         sharded = shard_batches((chosen, labels[batches.indices], batches.mask), self._mesh)
         epochs = np.full(self.chunk_steps, epoch, np.int32)
         replicated = replicate((batches.num_examples, epochs, np.int32(length)), self._mesh)
         return Chunk(Batch(*sharded, *replicated[:2]), replicated[2])
+
+    def _batches(self, epoch: int, steps: range) -> BatchIndices:
+        """The examples of this process in the batches of some steps of an epoch."""
+        part = local_part(padded(self._batch_size, self._mesh), self._mesh)
+        return BatchIndices.of(self.epoch_order(epoch), steps, self._batch_size, part)
+
+    def _read(self, images: StreamedImages, epoch: int, start: int, stop: int, out: np.ndarray) -> None:
+        """Read the images of a chunk. If it follows the previous one, they are being decoded already.
+
+        After the last chunk of an epoch, the first images of the next one are decoded while the network is evaluated.
+        """
+        if start == stop:
+            return
+        if self._reader_place != (epoch, start):
+            self._start_reading(images, epoch, start)
+        self._reader.read_into(out.reshape(-1, *out.shape[2:]))
+        self._reader_place = (epoch, stop)
+        if stop == self.steps_per_epoch:
+            self._start_reading(images, epoch + 1, 0)
+
+    def _start_reading(self, images: StreamedImages, epoch: int, step: int) -> None:
+        if self._reader:
+            self._reader.close()
+        indices = self._batches(epoch, range(step, self.steps_per_epoch)).indices
+        self._reader = images[indices.ravel()].ahead(self.chunk_steps * indices.shape[1])
+        self._reader_place = (epoch, step)
 
     def epoch_order(self, epoch: int) -> np.ndarray:
         """The order of the examples in an epoch, int32 ``[N]``."""

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from cnn_jax.training.sharding import AXIS, REPLICATED, data_parallel, make_mesh
 from cnn_jax.training.state import TrainState
 from cnn_jax.training.step import train_step
 from cnn_jax.training.task import SCALE, Normalize, Task
+from cnn_jax.training.waiting import IdleTime
 
 
 @partial(jax.jit, static_argnames=("task", "mesh"), donate_argnames="state")
@@ -199,12 +201,14 @@ class Progress:
         state: the state after these steps; the next chunk reuses its memory.
         metrics: metrics of the epoch so far.
         seconds: training time of the epoch so far.
+        input_wait_seconds: the part of it in which the devices waited for images.
     """
 
     step: int
     state: TrainState
     metrics: Metrics
-    seconds: float
+    seconds: float = 0.0
+    input_wait_seconds: float = 0.0
 
 
 class NonFiniteError(CnnJaxError):
@@ -262,6 +266,7 @@ class Trainer:
         self.steps_per_epoch = self._source.steps_per_epoch
         self.chunk_steps = self._source.chunk_steps
         self.selection_split = "validation" if "validation" in dataset.splits else "test"
+        self._waiting_thread = ThreadPoolExecutor(1)
         self._key = jax.random.key(config.seed)
         # The key itself initializes the parameters.
         self.step_key = replicate(jax.random.fold_in(self._key, 1), self.mesh)
@@ -276,13 +281,14 @@ class Trainer:
     def start(self) -> Progress:
         """The progress at step 0, with parameters determined by the config's seed."""
         state = create_state(self.task, self.dataset.image_shape, self._key, self.mesh)
-        return Progress(0, state, self._no_metrics(), 0.0)
+        return Progress(0, state, self._no_metrics())
 
     def compile(self) -> float:
         """Compile both programs by running a chunk of no steps and an evaluation; return the seconds it took."""
         began = time.perf_counter()
         start = self.start()
-        state, _ = self._train_chunk(start.state, start.metrics, epoch=0, start=0, stop=0)
+        chunk = self._source.chunk(epoch=0, start=0, stop=0)
+        state, _ = self._train_chunk(start.state, start.metrics, chunk)
         self.evaluate(state, self.selection_split)
         return time.perf_counter() - began
 
@@ -307,7 +313,7 @@ class Trainer:
             NonFiniteError: the loss or the gradient is not finite; raised at the latest after the next chunk.
         """
         state, metrics = replicate((progress.state, progress.metrics), self.mesh)
-        progress = Progress(progress.step, state, metrics, progress.seconds)
+        progress = dataclasses.replace(progress, state=state, metrics=metrics)
         while progress.step < self.config.epochs * self.steps_per_epoch:
             progress = self._train_epoch(progress, on_chunk, before_chunk)
             record, progress = self.end_epoch(progress)
@@ -316,7 +322,7 @@ class Trainer:
     def end_epoch(self, progress: Progress) -> tuple[EpochRecord, Progress]:
         """Score the state at the end of an epoch; return the epoch's record, and the progress with no metrics yet."""
         score, _ = self.evaluate(progress.state, self.selection_split)
-        return self._record(progress, score), Progress(progress.step, progress.state, self._no_metrics(), 0.0)
+        return self._record(progress, score), Progress(progress.step, progress.state, self._no_metrics())
 
     def evaluate(self, state: TrainState, split: str) -> tuple[Score, np.ndarray]:
         """Score the dataset's split of that name; return its score and logits float32 ``[N, classes]``."""
@@ -339,20 +345,23 @@ class Trainer:
         before_chunk: Callable[[Progress], None],
     ) -> Progress:
         began = time.perf_counter() - progress.seconds
-        step, state, metrics = progress.step, progress.state, progress.metrics
+        step, state, metrics, waited = progress.step, progress.state, progress.metrics, progress.input_wait_seconds
         epoch, done = divmod(step, self.steps_per_epoch)
         first_step = step - done
         while done < self.steps_per_epoch:
-            before_chunk(Progress(step, state, metrics, time.perf_counter() - began))
+            before_chunk(Progress(step, state, metrics, time.perf_counter() - began, waited))
             report = ChunkReport(epoch, done, self.steps_per_epoch, metrics)
             stop = min(self.next_stop(step) - first_step, self.steps_per_epoch)
-            state, metrics = self._train_chunk(state, metrics, epoch, done, stop)
+            with IdleTime(metrics, self._waiting_thread) as idle:
+                chunk = self._source.chunk(epoch, done, stop)
+            waited += idle.seconds
+            state, metrics = self._train_chunk(state, metrics, chunk)
             self.check_finite(report.metrics)
             on_chunk(report)
             step, done = first_step + stop, stop
         metrics = jax.device_get(metrics)
         self.check_finite(metrics)
-        return Progress(step, state, metrics, time.perf_counter() - began)
+        return Progress(step, state, metrics, time.perf_counter() - began, waited)
 
     def next_stop(self, step: int) -> int:
         """The step to end the next chunk at: after a full chunk, or earlier if a checkpoint is due."""
@@ -365,10 +374,7 @@ class Trainer:
         """The order of the training examples in an epoch, int32 ``[N]``."""
         return self._source.epoch_order(epoch)
 
-    def _train_chunk(
-        self, state: TrainState, metrics: Metrics, epoch: int, start: int, stop: int
-    ) -> tuple[TrainState, Metrics]:
-        chunk = self._source.chunk(epoch, start, stop)
+    def _train_chunk(self, state: TrainState, metrics: Metrics, chunk: Chunk) -> tuple[TrainState, Metrics]:
         return train_chunk(state, metrics, chunk, self.step_key, self._learning_rate, task=self.task, mesh=self.mesh)
 
     def _record(self, progress: Progress, score: Score) -> EpochRecord:
@@ -382,6 +388,7 @@ class Trainer:
             train_accuracy=float(train.num_correct / train.num_examples),
             seconds=progress.seconds,
             images_per_second=float(train.num_examples / progress.seconds),
+            input_wait_seconds=progress.input_wait_seconds,
             **{"test_loss": None, "test_accuracy": None, **scores},
         )
 
