@@ -26,8 +26,11 @@ from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split, load
 from cnn_jax.errors import CnnJaxError
 
-STEPS = 200
-"""Steps of each training."""
+EPOCHS = 10
+"""Epochs of each training, in each of which the examples are repeated for ``STEPS`` steps."""
+
+STEPS = 20
+"""Steps of an epoch."""
 
 
 def main() -> None:
@@ -74,6 +77,7 @@ def compare(flags: argparse.Namespace, init_from: Path, dataset: Dataset) -> Non
     config = Config(
         dataset=flags.dataset,
         **{name: getattr(pretrained, name) for name in options},
+        epochs=EPOCHS,
         batch_size=50,
         optimizer="adamw",
         learning_rate=0.003,
@@ -97,19 +101,18 @@ def accuracy(config: Config, dataset: Dataset, number: int, seed: int) -> float:
     """The test accuracy after training on a number of examples per class."""
     from cnn_jax.runs.fit import fit
 
-    few = dataclasses.replace(dataset, train=choose(dataset.train, number, seed))
-    steps_per_epoch = -(-len(few.train) // config.batch_size)
-    config = dataclasses.replace(config, seed=seed, epochs=-(-STEPS // steps_per_epoch))
+    few = dataclasses.replace(dataset, train=choose(dataset.train, number, STEPS * config.batch_size, seed))
+    config = dataclasses.replace(config, seed=seed)
     with tempfile.TemporaryDirectory() as directory:
         return fit(config, Path(directory) / "run", dataset=few, report=False).history[-1].test_accuracy
 
 
-def choose(split: Split, number: int, seed: int) -> Split:
-    """A number of examples of each class, at random."""
+def choose(split: Split, number: int, size: int, seed: int) -> Split:
+    """A number of examples of each class, at random, repeated up to a size."""
     rng = np.random.default_rng(seed)
     classes = [np.flatnonzero(split.labels == label) for label in np.unique(split.labels)]
     chosen = np.concatenate([rng.permutation(members)[:number] for members in classes])
-    return Split(split.images[chosen], split.labels[chosen])
+    return split.subset(np.resize(chosen, size))
 
 
 def parse_arguments() -> argparse.Namespace:
