@@ -35,7 +35,7 @@ def call(monkeypatch, capsys, tmp_path):
 
 def test_every_network_is_a_line_and_every_combination_a_row(call, tmp_path):
     status, out, err = call(sweep, *WORDS, "--learning-rate", "0.01", "1e-9", "--seeds", "2", "--workdir", "sweep")
-    assert (status, err) == (0, "sweep directory: sweep; see report.html\n")
+    assert (status, err) == (0, "4 networks in sweep\nsweep directory: sweep; see report.html\n")
     *lines, header, first, second = out.splitlines()
     printed = [LINE.fullmatch(line).groups() for line in lines]
     assert [(number, total) for number, total, _ in printed] == [(str(number), "4") for number in (1, 2, 3, 4)]
@@ -47,7 +47,7 @@ def test_every_network_is_a_line_and_every_combination_a_row(call, tmp_path):
     rows = list(csv.DictReader((tmp_path / "sweep" / "results.csv").read_text().splitlines()))
     assert {row["member"] for row in rows} == members
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
-        *("accuracy.png", "members", "report.html", "results.csv", "results.json", "sweep.json")
+        *("accuracy.png", "claims", "members", "report.html", "results.csv", "results.json", "sweep.json")
     }
     resumed = call(sweep, "--resume", "--workdir", "sweep", "--json")
     assert resumed[0] == 0
@@ -60,6 +60,12 @@ def test_seeds_of_train_print_their_mean_and_standard_deviation(call):
     *lines, last = out.splitlines()
     assert [LINE.fullmatch(line)[3] for line in lines] == ["seed=5", "seed=6", "seed=7"]
     assert re.fullmatch(r"test_accuracy: 0\.\d{4} ± 0\.\d{4} \(n=3\)", last)
+
+
+def test_a_target_that_is_not_reached_is_status_3(call):
+    status, _, _ = call(train, *WORDS, "--seeds", "2", "--target-accuracy", "0.99", "--workdir", "seeds")
+    assert status == 3
+    assert call(sweep, "--resume", "--workdir", "seeds")[0] == 3
 
 
 def test_a_sweep_of_nothing_but_failures_is_a_failure(call):
@@ -83,8 +89,12 @@ def test_a_sweep_of_nothing_but_failures_is_a_failure(call):
             ["--learning-rate", "0.1..x", "--search", "3"],
             "--learning-rate must be a positive number below 2**31, not 'x'",
         ),
+        (["--learning-rate", "0.1..", "--search", "3"], "must be a range such as 1e-4..1e-1, not '0.1..'"),
+        (["--learning-rate", "0.1..1", "2", "--search", "3"], "takes one range or several values, not both"),
+        (["--dataset", "digits", "folder:x/y"], "cannot read the folder"),
+        (["--dataset", "digits", "--init-from", "no.safetensors", "none"], "no.safetensors"),
         (["--search", "3"], "--search needs a setting that varies, such as --learning-rate 1e-4..1e-1"),
-        (["--seeds", "3", "--seed", "1", "2"], "--seeds counts from a single --seed: give only one of them"),
+        (["--seeds", "3", "--seed", "1", "2"], "give one --seed with --seeds, or several without it"),
         (["--seeds", "3", "--search", "2", "--epochs", "1", "2"], "--search trains every combination with one seed"),
         (["--optimizer", "adam", "admw"], "--optimizer must be adam, adamw, sgd or muon, not 'admw'; see"),
         (["--optimizer", "adamw", "adam", "--weight-decay", "0.1"], "adam has no weight decay: use --optimizer adamw"),
@@ -96,7 +106,7 @@ def test_a_sweep_of_nothing_but_failures_is_a_failure(call):
             "no/such is not the directory of a sweep: choose one that sweep created",
         ),
         (
-            ["--resume", "--workdir", "x", "--epochs", "3"],
+            ["--resume", "--workdir", "x", "--epochs", "10"],
             "continues with the settings of the sweep: leave out --epochs",
         ),
         (["--dataset", "digits", "--search", "3", "--epochs", "1", "2"], "set --validation-fraction, such as 0.1"),

@@ -307,8 +307,12 @@ def parse_several(
     ranges = set()
     for name, values in several.items():
         kind, _ = type_and_meta(typing.get_type_hints(flags, include_extras=True)[name])
-        low, dots, high = values[0].partition("..")
-        if kind in (int, float) and dots and len(values) == 1:
+        low, _, high = values[0].partition("..")
+        if kind in (int, float) and any(".." in value for value in values):
+            if len(values) > 1:
+                parser.error(f"{flag(name)} takes one range or several values, not both")
+            if not low or not high:
+                parser.error(f"{flag(name)} must be a range such as 1e-4..1e-1, not {values[0]!r}")
             several[name] = _Several([low, high])
             ranges.add(name)
     first = _create(flags, parser, {**defaults, **given, **{name: values[0] for name, values in several.items()}})
@@ -321,6 +325,11 @@ def parse_several(
         if changed[name].low >= changed[name].high:
             parser.error(f"{flag(name)} must be a range from a smaller to a larger number, not {changed[name]}")
     return first, changed
+
+
+def given(flags: type[Flags], args: Sequence[str], *, module: str) -> set[str]:
+    """The names of the fields whose flags are on the command line of ``parse_several``. Raises the same errors."""
+    return set(_parse(flags, args, module, several=True)[1])
 
 
 class _Several(list):

@@ -1,19 +1,19 @@
 """Searches: trials are the runs of their settings, ended early, interrupted, and shared by processes."""
 
 import json
+import shutil
 
 import pytest
 from helpers import assert_same_outcome, stop_at
 
 from cnn_jax.config import Config
-from cnn_jax.errors import UsageError
+from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.report import sweep as report
 from cnn_jax.runs import search
-from cnn_jax.runs.fit import fit, starting
+from cnn_jax.runs.fit import StoppedError, fit, starting
 from cnn_jax.runs.run import load_run
 from cnn_jax.runs.search import create_search, open_study, train_search
 from cnn_jax.runs.space import Space
-from cnn_jax.runs.sweep import SweepStoppedError
 from cnn_jax.runs.sweep_directory import SweepDirectory
 from cnn_jax.settings import Range
 
@@ -27,7 +27,7 @@ VARIED = {"learning_rate": Range(1e-4, 1e-1), "batch_size": Range(200, 300), "op
 def searched(tmp_path_factory):
     """A finished search; not to be changed."""
     directory = create_search(CONFIG, VARIED, 4, tmp_path_factory.mktemp("search") / "search")
-    train_search(directory)
+    train_search(directory, seed=3)
     directory.write_results(search.pictures(directory))
     return directory
 
@@ -57,8 +57,8 @@ def test_the_results_have_pictures(searched):
 def test_a_stopped_trial_is_picked_up(searched, tmp_path):
     """And the trials after it are other ones, because a process that joins draws other numbers."""
     directory = create_search(CONFIG, VARIED, 2, tmp_path / "search")
-    with pytest.raises(SweepStoppedError):
-        train_search(directory, stop_requested=stop_at(2))
+    with pytest.raises(StoppedError):
+        train_search(directory, seed=3, stop_requested=stop_at(2))
     (interrupted,) = open_study(directory).trials
     assert interrupted.state == optuna.trial.TrialState.RUNNING
     results = train_search(directory)
@@ -129,3 +129,28 @@ def test_damaged_settings_are_one_line(tmp_path, varied):
     (tmp_path / "sweep.json").write_text(f'{{"settings": {{}}, "varied": {varied}, "trials": 3}}')
     with pytest.raises(UsageError, match=r"sweep\.json"):
         SweepDirectory(tmp_path).plan()
+
+
+def test_every_trial_has_the_data_of_its_settings(tmp_path):
+    directory = create_search(CONFIG, {"validation_fraction": (0.1, 0.4)}, 3, tmp_path / "search")
+    for fraction in (0.1, 0.4):
+        open_study(directory).enqueue_trial({"validation_fraction": fraction})
+    for result in train_search(directory):
+        summary = json.loads((directory.member(result.name).path / "summary.json").read_text())
+        held_out = summary["examples"]["validation"] / 1437
+        assert held_out == pytest.approx(result.config.validation_fraction, abs=0.02)
+
+
+def test_a_journal_that_was_cut_off_is_repaired(searched, tmp_path):
+    """As after a power failure: the study does not know the end of the last trial, whose directory does."""
+    shutil.copytree(searched.path, tmp_path / "search")
+    directory = SweepDirectory(tmp_path / "search")
+    journal = directory.path / search.JOURNAL
+    journal.write_bytes(journal.read_bytes()[:-20])
+    assert train_search(directory) == searched.results()
+    assert [trial.value for trial in open_study(directory).trials] == [
+        trial.value for trial in open_study(searched).trials
+    ]
+    journal.write_bytes(journal.read_bytes() + b"garbage\n")
+    with pytest.raises(CnnJaxError, match=r"journal\.log is damaged: start a new search"):
+        train_search(directory)

@@ -12,15 +12,16 @@ import jax
 import numpy as np
 import pytest
 from helpers import assert_same_outcome, stop_at
+from PIL import Image
 
 from cnn_jax.config import Config
 from cnn_jax.errors import UsageError
 from cnn_jax.report import sweep as report
-from cnn_jax.runs.fit import starting
+from cnn_jax.runs.fit import StoppedError, starting
 from cnn_jax.runs.grid import Grid
 from cnn_jax.runs.members import train_members
 from cnn_jax.runs.run import load_run
-from cnn_jax.runs.sweep import SweepStoppedError, create_sweep, train_sweep
+from cnn_jax.runs.sweep import create_sweep, train_sweep
 from cnn_jax.runs.sweep_directory import SweepDirectory
 
 CONFIG = Config(epochs=3, batch_size=10, dataset="squares", checkpoint_every=2)
@@ -35,7 +36,7 @@ def named(dataset):
 @pytest.fixture(scope="module")
 def swept(named, tmp_path_factory):
     """A finished sweep on two devices; not to be changed."""
-    directory = create_sweep(CONFIG, VARIED, tmp_path_factory.mktemp("sweep") / "sweep")
+    directory = create_sweep(CONFIG, VARIED, tmp_path_factory.mktemp("sweep") / "sweep", dataset=named)
     train_sweep(directory, dataset=named)
     directory.write_results()
     return directory
@@ -75,8 +76,8 @@ def member_path(directory, training):
 
 @pytest.mark.parametrize("number", [0, 1, 4, 9])
 def test_a_stopped_sweep_resumes_bit_for_bit(swept, named, tmp_path, number):
-    directory = create_sweep(CONFIG, VARIED, tmp_path / "sweep")
-    with pytest.raises(SweepStoppedError, match=r"continue with python -m cnn_jax.sweep --resume --workdir .*/sweep"):
+    directory = create_sweep(CONFIG, VARIED, tmp_path / "sweep", dataset=named)
+    with pytest.raises(StoppedError, match=r"continue with python -m cnn_jax.sweep --resume --workdir .*/sweep"):
         train_sweep(directory, dataset=named, stop_requested=stop_at(number))
     results = train_sweep(directory, dataset=named)
     for result in results:
@@ -104,7 +105,7 @@ def test_a_finished_sweep_is_not_trained_again(swept, named):
 
 def test_a_diverging_member_does_not_stop_the_others(swept, named, tmp_path):
     varied = {"learning_rate": (0.01, 1e9), "seed": (3, 5, 6)}
-    directory, ended = create_sweep(CONFIG, varied, tmp_path / "sweep"), []
+    directory, ended = create_sweep(CONFIG, varied, tmp_path / "sweep", dataset=named), []
     results = train_sweep(directory, dataset=named, on_result=ended.append)
     assert sorted(ended, key=results.index) == results
     assert [result.summary is None for result in results] == [False] * 3 + [True] * 3
@@ -116,7 +117,7 @@ def test_a_diverging_member_does_not_stop_the_others(swept, named, tmp_path):
 
 
 def test_a_member_that_another_process_trains_is_left_to_it(named, tmp_path):
-    directory = create_sweep(CONFIG, {"seed": (3, 5)}, tmp_path / "sweep")
+    directory = create_sweep(CONFIG, {"seed": (3, 5)}, tmp_path / "sweep", dataset=named)
     first, _ = directory.results()
     with starting(first.config, directory.member(first.name).path, dataset=named):
         results = train_sweep(directory, dataset=named)
@@ -127,7 +128,7 @@ def test_a_member_that_another_process_trains_is_left_to_it(named, tmp_path):
 def test_early_stopping_members_end_with_their_best_epoch(named, train, tmp_path):
     """A member that has reached its target is as the run, though the other one goes on."""
     config = dataclasses.replace(CONFIG, epochs=6, target_accuracy=0.6)
-    directory = create_sweep(config, {"learning_rate": (0.02, 1e-9)}, tmp_path / "sweep")
+    directory = create_sweep(config, {"learning_rate": (0.02, 1e-9)}, tmp_path / "sweep", dataset=named)
     results = train_sweep(directory, dataset=named)
     epochs = [len(train(result.config, tmp_path / result.name).history) for result in results]
     assert [result.summary["epochs"] for result in results] == epochs
@@ -152,7 +153,7 @@ def test_statistics_are_those_of_the_members(swept):
 
 def test_combinations_are_chosen_by_validation(named, tmp_path):
     config = dataclasses.replace(CONFIG, validation_fraction=0.3)
-    directory = create_sweep(config, {"learning_rate": (1e-9, 0.02), "seed": (3, 5)}, tmp_path / "sweep")
+    directory = create_sweep(config, {"learning_rate": (1e-9, 0.02), "seed": (3, 5)}, tmp_path / "sweep", dataset=named)
     results = train_sweep(directory, dataset=named)
     best, worst = report.combinations(results, ["learning_rate"])
     assert best.settings == {"learning_rate": 0.02}
@@ -163,12 +164,12 @@ def test_combinations_are_chosen_by_validation(named, tmp_path):
     assert first.split()[0] == "0.02"
 
 
-def test_a_directory_in_use_is_refused(swept, tmp_path):
+def test_a_directory_in_use_is_refused(swept, named, tmp_path):
     with pytest.raises(UsageError, match="contains a sweep: continue it with --resume"):
-        create_sweep(CONFIG, VARIED, swept.path)
+        create_sweep(CONFIG, VARIED, swept.path, dataset=named)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="is not empty"):
-        create_sweep(CONFIG, VARIED, tmp_path)
+        create_sweep(CONFIG, VARIED, tmp_path, dataset=named)
 
 
 @pytest.mark.parametrize(
@@ -221,3 +222,67 @@ def test_every_combination_is_a_member():
 def test_impossible_grids_are_refused(varied, message):
     with pytest.raises(UsageError, match=message):
         Grid(CONFIG, varied)
+
+
+def test_what_another_process_has_finished_is_left_alone(named, tmp_path):
+    """A process that knows a member as pending finds it finished when its turn comes."""
+    directory = create_sweep(CONFIG, {"seed": (3, 5, 6)}, tmp_path / "sweep", dataset=named)
+    written = []
+
+    def train_the_rest(result):
+        if not written:
+            others = [other for other in train_sweep(directory, dataset=named) if other.config.seed == 6]
+            written.extend(other.summary for other in others)
+            summary = directory.member(others[0].name).path / "summary.json"
+            written.append(summary.stat().st_mtime_ns)
+        assert result.config.seed != 6
+
+    results = train_sweep(directory, dataset=named, on_result=train_the_rest)
+    assert results[2].summary == written[0]
+    assert (directory.member(results[2].name).path / "summary.json").stat().st_mtime_ns == written[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "varied", "message"),
+    [
+        ({}, {"warmup": ("0 epochs", "3 epochs")}, "the warm-up takes 15 updates, and the whole run 15"),
+        (
+            {"validation_fraction": 0.2},
+            {"accumulate": (1, 100)},
+            "--accumulate 100 is more than the 12 steps of the run",
+        ),
+        ({"patience": 1}, {"seed": (0, 1)}, "--patience needs a validation set"),
+        ({"model": "small"}, {"batch_size": (10, 1)}, "needs batches of at least 2 examples"),
+    ],
+)
+def test_members_that_cannot_be_trained_are_refused_at_the_start(named, tmp_path, settings, varied, message):
+    config = dataclasses.replace(CONFIG, **settings)
+    with pytest.raises(UsageError, match=message):
+        create_sweep(config, varied, tmp_path / "sweep", dataset=named)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_results_with_infinite_losses_and_without_members():
+    summaries = [{"test_accuracy": 0.1, "test_loss": loss, "epochs": 1, "train_seconds": 1.0} for loss in (2.0, np.inf)]
+    results = [report.Result(str(seed), CONFIG, summary) for seed, summary in enumerate(summaries)]
+    (combination,) = report.as_json(results, [])["combinations"]
+    assert combination["test_loss"] == {"mean": None, "std": None, "n": 2}
+    assert report.as_csv([], ["epochs"]).startswith("member,epochs,seed,test_accuracy,")
+
+
+def test_a_sweep_of_a_folder_that_moved_is_resumed(tmp_path):
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("dark", "light")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = rng.integers(100 * label, 100 * label + 100, (16, 16), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    config = Config(dataset=f"folder:{tmp_path / 'photos'}", epochs=2, batch_size=4)
+    directory = create_sweep(config, {"seed": (0, 1, 2)}, tmp_path / "sweep")
+    with pytest.raises(StoppedError):
+        train_sweep(directory, stop_requested=stop_at(1))
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match="cannot read the folder"):
+        train_sweep(directory)
+    results = train_sweep(directory, dataset=f"folder:{tmp_path / 'moved'}")
+    assert all(result.summary for result in results)

@@ -29,7 +29,9 @@ def save_importances(study: "optuna.Study", path: Path) -> None:
     from optuna.visualization.matplotlib import plot_param_importances
 
     with _drawing():
-        figure = plot_param_importances(study).figure
+        axes = plot_param_importances(study)
+        axes.get_legend().remove()  # it names the one kind of bar, and covers one
+        figure = axes.figure
         figure.set_size_inches(7, 1.5 + 0.5 * len(study.best_trial.params))
         figure.savefig(path, dpi=120, bbox_inches="tight", format="png")
 

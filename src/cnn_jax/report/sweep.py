@@ -38,10 +38,21 @@ class Result(NamedTuple):
     error: str | None = None
     is_pruned: bool = False
 
+    @classmethod
+    def of(cls, member: tuple[str, Config]) -> "Result":
+        """A member that has not begun, by its name and its settings."""
+        return cls(*member)
+
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to train."""
         return self.summary is not None or self.error is not None
+
+    @property
+    def reached_target(self) -> bool:
+        """Whether a finished member has its ``target_accuracy``; True without one."""
+        target = self.config.target_accuracy
+        return target is None or self.summary.get("validation_accuracy", self.summary["test_accuracy"]) >= target
 
     def line(self) -> str:
         """The line that the command prints."""
@@ -70,7 +81,9 @@ class Statistics(NamedTuple):
     @classmethod
     def of(cls, values: Sequence[float]) -> "Statistics":
         """The statistics of at least one value."""
-        std = statistics.stdev(values) if len(values) > 1 else None
+        std = None
+        if len(values) > 1:  # a loss may be infinite
+            std = statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
         return cls(statistics.fmean(values), std, len(values), max(values))
 
     def __str__(self) -> str:
@@ -150,7 +163,7 @@ def as_text(results: Sequence[Result], settings: Sequence[str]) -> str:
         lines = [f"{metric}: {_with_count(found[0], metric)}" for metric in metrics]
         return "\n".join([*lines, *_remarks(found)])
     has_seeds = len(results) > len(found)
-    rows = [[*settings, *metrics, *(["best", "n"] if has_seeds else []), "seconds"]]
+    rows = [[*settings, *metrics, *(["best", "n"] if has_seeds else ["network"]), "seconds"]]
     for combination in found:
         scores = [combination.statistics(metric) for metric in metrics]
         seconds = combination.statistics("train_seconds")
@@ -158,7 +171,7 @@ def as_text(results: Sequence[Result], settings: Sequence[str]) -> str:
             [
                 *(printable(_show(value)) for value in combination.settings.values()),
                 *("-" if score is None else str(score) for score in scores),
-                *(_best_and_count(scores[0]) if has_seeds else []),
+                *(_best_and_count(scores[0]) if has_seeds else [combination.results[0].name]),
                 "-" if seconds is None else f"{seconds.mean:.1f}",
             ]
         )
@@ -199,11 +212,16 @@ def as_json(results: Sequence[Result], settings: Sequence[str]) -> dict[str, Any
             {
                 "settings": dict(combination.settings),
                 **{
-                    metric: {name: finite(value) for name, value in scores._asdict().items()}
+                    metric: {
+                        name: finite(value)
+                        for name, value in scores._asdict().items()
+                        if name != "best" or metric.endswith("accuracy")
+                    }
                     for metric in metrics
                     if (scores := combination.statistics(metric)) is not None
                 },
                 "failed": combination.num_failed,
+                "pruned": sum(result.is_pruned for result in combination.results),
                 "unfinished": combination.num_unfinished,
             }
             for combination in combinations(results, settings)
@@ -215,10 +233,9 @@ def as_json(results: Sequence[Result], settings: Sequence[str]) -> dict[str, Any
 def as_csv(results: Sequence[Result], settings: Sequence[str]) -> str:
     """A row for each member."""
     file = io.StringIO()
-    rows = [_row(result, settings) for result in results]
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(file, list(_row(Result("", Config()), settings)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(_row(result, settings) for result in results)
     return file.getvalue()
 
 
@@ -289,6 +306,8 @@ def save_page(
     metric = selection_metric(results)
     found = combinations(results, settings)
     values = [value for combination in found for value in combination.values(metric)]
+    for scores in filter(None, (combination.statistics(metric) for combination in found)):
+        values += [scores.mean - (scores.std or 0), scores.mean + (scores.std or 0)]
     margin = 0.05 * (max(values) - min(values)) or 0.01
     low, high = min(values) - margin, max(values) + margin
     default = Config()

@@ -40,8 +40,9 @@ logger = logging.getLogger("cnn_jax")
 class StoppedError(CnnJaxError):
     """Training was stopped on request, after saving a checkpoint."""
 
-    def __init__(self, workdir: Path, step: int, distributed: bool = False):
-        super().__init__(f"stopped after step {step}: continue with {_resume_command(workdir, distributed)}")
+    def __init__(self, resume_command: str, step: int | None = None):
+        after = "" if step is None else f" after step {step}"
+        super().__init__(f"stopped{after}: continue with {resume_command}")
 
 
 class Training(NamedTuple):
@@ -54,6 +55,7 @@ class Training(NamedTuple):
         metadata: the metadata of the run where it starts.
         start: the progress from which it starts.
         processes: the processes that train it together; the first one holds the lock.
+        resume_command: how to continue it on the command line.
     """
 
     directory: Workdir
@@ -62,6 +64,7 @@ class Training(NamedTuple):
     metadata: RunMetadata
     start: Progress
     processes: Processes
+    resume_command: str
 
     def recorder(self, **options: Any) -> Recorder:
         """Create what writes the files of the run in the first process; the options are those of ``Recorder``."""
@@ -193,7 +196,8 @@ def starting(
             created.check_unused()  # again: another process may have created it
             return created
 
-        yield Training(processes.from_first(create), trainer, dataset, metadata, start, processes)
+        directory = processes.from_first(create)
+        yield Training(directory, trainer, dataset, metadata, start, processes, _resume_command(directory, processes))
 
 
 @contextlib.contextmanager
@@ -249,7 +253,7 @@ def resuming(
         if start.step > config.epochs * trainer.steps_per_epoch:
             epoch = -(-start.step // trainer.steps_per_epoch)
             raise UsageError(f"{directory.path} is already in epoch {epoch}: --epochs must be at least {epoch}")
-        yield Training(directory, trainer, dataset, metadata, start, processes)
+        yield Training(directory, trainer, dataset, metadata, start, processes, _resume_command(directory, processes))
 
 
 def train(
@@ -283,8 +287,7 @@ def train(
         def stop_if_requested(progress: Progress) -> None:
             if stop_requested():
                 recorder.save(progress)
-                workdir = training.directory.path.absolute()
-                raise StoppedError(workdir, progress.step, distributed=processes.count > 1)
+                raise StoppedError(training.resume_command, progress.step)
 
         before_last_chunk: Progress | None = None
 
@@ -325,13 +328,12 @@ def _when_images_change(save: Callable[[], None], training: Training) -> Iterato
         yield
     except ChangedImageError as error:
         save()
-        command = _resume_command(training.directory.path.absolute(), training.processes.count > 1)
-        raise ChangedImageError(f"{error}, then continue with {command}") from None
+        raise ChangedImageError(f"{error}, then continue with {training.resume_command}") from None
 
 
-def _resume_command(workdir: Path, distributed: bool) -> str:
-    flags = "--distributed --resume" if distributed else "--resume"
-    return f"python -m cnn_jax.train {flags} --workdir {shlex.quote(str(workdir))}"
+def _resume_command(directory: Workdir, processes: Processes) -> str:
+    flags = "--distributed --resume" if processes.count > 1 else "--resume"
+    return f"python -m cnn_jax.train {flags} --workdir {shlex.quote(str(directory.path.absolute()))}"
 
 
 def _resolve(config: Config, dataset: Dataset | None, data_of: Training | None) -> tuple[Config, Dataset]:

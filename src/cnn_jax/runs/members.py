@@ -63,7 +63,7 @@ def train_members(
                         with contextlib.suppress(NonFiniteError):  # reported at the end of the epoch
                             member.recorder.save(progress)
             if is_stop:
-                raise StoppedError(trainings[0].directory.path.absolute(), step)
+                raise StoppedError(trainings[0].resume_command, step)
 
         def finish(member: _Member) -> tuple[Training, None]:
             member.is_running = False

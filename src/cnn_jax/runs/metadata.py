@@ -114,7 +114,7 @@ class RunMetadata:
             return cls(
                 config=Config.from_mapping(values["config"], "config"),
                 device_count=_checked(values["device_count"], int),
-                process_count=_checked(values.get("process_count", 1), int),  # older checkpoints do not have it
+                process_count=_checked(values["process_count"], int),
                 image_shape=_image_shape(values["image_shape"]),
                 class_names=tuple(_checked(name, str) for name in _checked(values["class_names"], list)),
                 data_sha256=_checked(values["data_sha256"], str),

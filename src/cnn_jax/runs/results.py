@@ -12,6 +12,7 @@ import numpy as np
 from cnn_jax import data
 from cnn_jax.config import Config, DataConfig
 from cnn_jax.data import Dataset
+from cnn_jax.data.store import ChangedImageError
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.runs.checkpoint import Which
 from cnn_jax.runs.run import Run, count_parameters, load_run
@@ -50,7 +51,7 @@ def load_results(
     runs = [_without_optimizer(load_run(path, checkpoint)) for path in paths]
     for run in runs:
         if not run.state.step:
-            raise UsageError(f"{run.workdir} is not trained yet: train it first, with --resume")
+            raise UsageError(f"{run.workdir} has no trained network: continue it with --resume, or leave it out")
     evaluations = _evaluate(runs, dataset, data_dir)
     return list(map(_result, short_names(paths), runs, evaluations))
 
@@ -90,17 +91,21 @@ def _evaluate_sharing(runs: Sequence[Run], settings: Config) -> Iterator[ImageRe
     """Evaluate runs with the same settings of the data."""
     try:
         dataset = data.load(settings)
+        sha256, digests, files = dataset.sha256, _digests(dataset), dataset.test.files
     except CnnJaxError as error:
         yield from [str(error)] * len(runs)
         return
-    sha256, digests, files = dataset.sha256, _digests(dataset), dataset.test.files
     for run in runs:
-        if run.data_sha256 == sha256:
+        if run.data_sha256 != sha256:
+            yield f"{dataset.name} is not the data that it was trained on, or has changed since"
+            continue
+        try:
             evaluation = run.evaluate(dataset)
+        except ChangedImageError as error:
+            yield str(error)
+        else:
             correct = evaluation.labels == evaluation.predictions
             yield ImageResults(correct, evaluation.loss, dataset.name, digests, files)
-        else:
-            yield f"{dataset.name} is not the data that it was trained on, or has changed since"
 
 
 def _digests(dataset: Dataset) -> list[bytes]:

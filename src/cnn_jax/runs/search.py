@@ -7,6 +7,7 @@ continued from its checkpoint: nobody holds the lock of its run directory.
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from cnn_jax.report.sweep import Result
 from cnn_jax.runs.checks import check_usable
 from cnn_jax.runs.fit import StoppedError, Training, train
 from cnn_jax.runs.space import Space
-from cnn_jax.runs.sweep import SweepStoppedError, create_directory, open_member, with_portable_paths
+from cnn_jax.runs.sweep import check_with_data, create_directory, open_member, with_portable_paths
 from cnn_jax.runs.sweep_directory import SweepDirectory
 from cnn_jax.settings import Range
 from cnn_jax.training.history import EpochRecord
@@ -66,11 +67,12 @@ def create_search(
         CnnJaxError: the data cannot be downloaded.
     """
     check_installed()
-    if not config.validation_fraction and data.load(config).validation is None:
-        raise UsageError("--search compares validation accuracies: set --validation-fraction, such as 0.1")
     space = Space(with_portable_paths(config), varied, trials)
     for corner in space.corners():
         check_usable(corner)
+        if not corner.validation_fraction and data.load(corner).validation is None:
+            raise UsageError("--search compares validation accuracies: set --validation-fraction, such as 0.1")
+    check_with_data(space.corners())
     return create_directory(space, workdir)
 
 
@@ -86,10 +88,13 @@ def check_installed() -> None:
 def train_search(
     directory: SweepDirectory,
     *,
+    seed: int | None = None,
+    dataset: str | None = None,
     devices: Sequence[jax.Device] | None = None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     on_result: Callable[[Result], None] = lambda result: None,
     stop_requested: Callable[[], bool] = lambda: False,
+    **changes: Any,
 ) -> list[Result]:
     """Train the trials of a search that are not done and that no other process is training.
 
@@ -97,63 +102,84 @@ def train_search(
 
     Args:
         directory: the directory of the search.
+        seed: determines the settings that are sampled, if the data and hardware are the same and no other process takes
+            part; processes that do must have other seeds.
+        dataset: the name of the dataset, if it is a folder that has moved.
         devices: as in ``train_sweep``.
         on_epoch: as in ``train_sweep``.
         on_result: as in ``train_sweep``.
         stop_requested: as in ``train_sweep``.
+        **changes: as in ``train_sweep``.
 
     Returns:
         The results of all trials that have begun.
 
     Raises:
-        UsageError, CnnJaxError, SweepStoppedError: as in ``train_sweep``.
+        UsageError, CnnJaxError, StoppedError: as in ``train_sweep``.
     """
     check_installed()
-    from optuna.trial import TrialState
-
-    space, study, data_of = directory.plan(), open_study(directory), None
+    devices = jax.local_devices() if devices is None else devices
+    space, study, data_of = directory.plan(), open_study(directory, seed), None
     options = {"on_epoch": on_epoch, "stop_requested": stop_requested}
     while True:
+        if data_of is not None and stop_requested():
+            raise StoppedError(directory.resume_command)
         with contextlib.ExitStack() as stack:
-            opened = _open_next(stack, study, directory, space, devices=devices, data_of=data_of)
+            opened = _open_next(
+                stack, study, directory, space, dataset=dataset, devices=devices, data_of=data_of, **changes
+            )
             if opened is None:
                 return directory.results()
             trial, training = opened
             name = training.directory.path.name
-            data_of = data_of or training
+            data_of = training
             try:
-                accuracy = _train(training, trial, **options)
-            except StoppedError:
-                raise SweepStoppedError(directory.path.absolute()) from None
-            except PrunedError as error:
-                directory.end(name, error, is_pruned=True)
-                study.tell(trial.number, state=TrialState.PRUNED)
-            except NonFiniteError as error:
-                directory.end(name, error)
-                study.tell(trial.number, state=TrialState.FAIL)
-            else:
-                study.tell(trial.number, accuracy)
-            on_result(directory.result(name, training.metadata.config))
+                _train(training, trial, **options)
+            except (PrunedError, NonFiniteError) as error:
+                directory.end(name, error, is_pruned=isinstance(error, PrunedError))
+            result = directory.result(name, training.metadata.config)
+            _tell(study, trial.number, result)
+            on_result(result)
 
 
-def open_study(directory: SweepDirectory) -> "optuna.Study":
-    """Open the study of a search, which is created if it does not exist."""
+def open_study(directory: SweepDirectory, seed: int | None = None) -> "optuna.Study":
+    """Open the study of a search, which is created if it does not exist; ``seed`` is that of ``train_search``."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    storage = JournalStorage(JournalFileBackend(str(directory.path / JOURNAL)))
-    study = optuna.create_study(
-        study_name=STUDY,
-        storage=storage,
-        direction="maximize",
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(),
-    )
-    # Processes that take part later must not draw the same numbers.
-    seed = None if study.get_trials(deepcopy=False) else directory.plan().config.seed
-    study.sampler = optuna.samplers.TPESampler(seed=seed)
-    return study
+    journal = directory.path / JOURNAL
+    _remove_partial_line(journal)
+    try:
+        return optuna.create_study(
+            study_name=STUDY,
+            storage=JournalStorage(JournalFileBackend(str(journal))),
+            direction="maximize",
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(seed=seed),
+            pruner=optuna.pruners.MedianPruner(),
+        )
+    except (ValueError, KeyError, TypeError):
+        raise CnnJaxError(f"{journal} is damaged: start a new search") from None
+
+
+def _remove_partial_line(journal: Path) -> None:
+    """Remove the end of the journal if it was not written completely, as after a power failure.
+
+    Optuna would append to it.
+    """
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    if not journal.exists():
+        return
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        content = journal.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(journal, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def pictures(directory: SweepDirectory) -> dict[str, Callable[[Path], None]]:
@@ -177,15 +203,28 @@ def _open_next(
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         training = open_member(stack, directory, _member(space, trial), **options)
-        # Another process may have ended it since.
-        if training is not None and study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
+        if training is not None:
             return trial, training
+        member = _member(space, trial)
+        if (result := directory.result(member.name, member.config)).is_done:  # ended before the study was told
+            _tell(study, trial.number, result)
     while _num_begun(study) < space.num_members:
         trial = study.ask(space.distributions())
         training = open_member(stack, directory, _member(space, trial), **options)
         if training is not None:
             return trial, training
     return None
+
+
+def _tell(study: "optuna.Study", number: int, result: Result) -> None:
+    """Tell the study the result of a trial that is done."""
+    from optuna.trial import TrialState
+
+    if result.summary is not None:
+        study.tell(number, result.summary["validation_accuracy"], skip_if_finished=True)
+    else:
+        state = TrialState.PRUNED if result.is_pruned else TrialState.FAIL
+        study.tell(number, state=state, skip_if_finished=True)
 
 
 def _num_begun(study: "optuna.Study") -> int:
@@ -204,8 +243,8 @@ def _train(
     trial: "Trial | FrozenTrial",
     on_epoch: Callable[[EpochRecord], None],
     stop_requested: Callable[[], bool],
-) -> float:
-    """Train a trial to the end; return its validation accuracy.
+) -> None:
+    """Train a trial to the end.
 
     A trial whose process was killed is not ended early: Optuna has no way to report to it.
 
@@ -226,7 +265,7 @@ def _train(
             pruned_at = record if trial.should_prune() else None
 
     try:
-        run = train(
+        train(
             training,
             report=False,
             verbose=False,
@@ -237,4 +276,3 @@ def _train(
         if pruned_at is None:
             raise
         raise PrunedError(pruned_at) from None
-    return run.history[-1].validation_accuracy

@@ -7,20 +7,19 @@ is training.
 
 import contextlib
 import dataclasses
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from cnn_jax import data
 from cnn_jax.config import Config, DataConfig
 from cnn_jax.data import Dataset, folder
 from cnn_jax.data.memory import available_memory
 from cnn_jax.data.streamed import StreamedImages
-from cnn_jax.errors import CnnJaxError
 from cnn_jax.report.sweep import Result
-from cnn_jax.runs.checks import check_usable
+from cnn_jax.runs.checks import check_dataset, check_usable
 from cnn_jax.runs.fit import (
     StoppedError,
     Training,
@@ -32,35 +31,42 @@ from cnn_jax.runs.fit import (
 )
 from cnn_jax.runs.grid import Grid
 from cnn_jax.runs.members import train_members
+from cnn_jax.runs.pretrained import open_pretrained
 from cnn_jax.runs.space import Space
 from cnn_jax.runs.sweep_directory import SweepDirectory
 from cnn_jax.runs.workdir import LockedError
 from cnn_jax.training.ahead import lower_members
 from cnn_jax.training.history import EpochRecord
-from cnn_jax.training.loop import NonFiniteError, Trainer
+from cnn_jax.training.loop import NonFiniteError, Trainer, create_task_for
+from cnn_jax.training.task import SCALE
+
+MOVABLE = ("dataset", "data_dir", "cache_limit", "skip_unreadable")
+"""The settings that may change when a sweep is resumed: where its data is, and how it is read."""
+
+MAX_PER_DEVICE = 128
+"""The maximum number of members on a device: each has a thread and open files for its checkpoints."""
 
 MEMORY_FRACTION = 0.8
 """The fraction of a device's memory that members may take."""
 
 
-class SweepStoppedError(CnnJaxError):
-    """A sweep was stopped on request, after saving a checkpoint of each member in training."""
-
-    def __init__(self, directory: Path):
-        resume = f"python -m cnn_jax.sweep --resume --workdir {shlex.quote(str(directory))}"
-        super().__init__(f"stopped: continue with {resume}")
-
-
-def create_sweep(config: Config, varied: Mapping[str, Sequence[Any]], workdir: str | Path | None) -> SweepDirectory:
+def create_sweep(
+    config: Config,
+    varied: Mapping[str, Sequence[Any]],
+    workdir: str | Path | None,
+    dataset: Dataset | None = None,
+) -> SweepDirectory:
     """Create the directory of a new sweep.
 
     Args:
         config: the settings of all members, but for those that vary.
         varied: the values of each setting that varies, by its name.
         workdir: the directory; by default ``runs/sweep-<dataset>-<model>-<time>``.
+        dataset: the examples that ``train_sweep`` will be given; by default those that the settings name.
 
     Raises:
-        UsageError: a setting cannot be used, or the directory is not empty.
+        UsageError: a setting or its data cannot be used, or the directory is not empty.
+        CnnJaxError: the data cannot be downloaded.
     """
     portable = {
         name: [getattr(with_portable_paths(dataclasses.replace(config, **{name: value})), name) for value in values]
@@ -69,7 +75,28 @@ def create_sweep(config: Config, varied: Mapping[str, Sequence[Any]], workdir: s
     grid = Grid(with_portable_paths(config), portable)
     for member in grid.members().values():
         check_usable(member)
+    check_with_data([alike[0].config for alike in _grouped(map(Result.of, grid.members().items()))], dataset)
     return create_directory(grid, workdir)
+
+
+def check_with_data(configs: Iterable[Config], dataset: Dataset | None = None) -> None:
+    """Raise UsageError if settings cannot be used with their data, before anything is trained.
+
+    Args:
+        configs: the settings; the data of neighbors is read once if its settings are the same.
+        dataset: the examples instead of those that the settings name.
+    """
+    examples, data_of = dataset, None
+    for config in configs:
+        if config.init_from is not None:
+            open_pretrained(config.init_from)
+        if dataset is None and (data_of is None or not _shares_data(config, data_of)):
+            examples = data.load(config)
+            data_of = dataclasses.replace(config, dataset=examples.name)
+        elif dataset is not None:
+            examples = data.with_validation(dataset, config.validation_fraction, config.split_seed)
+        check_dataset(config, examples)
+        Trainer(config, examples, task=create_task_for(config, examples, SCALE))
 
 
 def create_directory(plan: Grid | Space, workdir: str | Path | None) -> SweepDirectory:
@@ -94,11 +121,12 @@ def with_portable_paths(config: Config) -> Config:
 def train_sweep(
     directory: SweepDirectory,
     *,
-    dataset: Dataset | None = None,
+    dataset: Dataset | str | None = None,
     devices: Sequence[jax.Device] | None = None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     on_result: Callable[[Result], None] = lambda result: None,
     stop_requested: Callable[[], bool] = lambda: False,
+    **changes: Any,
 ) -> list[Result]:
     """Train the members of a sweep that are not done and that no other process is training.
 
@@ -107,11 +135,13 @@ def train_sweep(
 
     Args:
         directory: the directory of the sweep.
-        dataset: the examples; by default the dataset that the settings of each member name.
+        dataset: the examples of all members, or the name of their dataset if it is a folder that has moved; by default
+            the dataset that the settings of each member name.
         devices: the devices to train on; by default all local devices.
         on_epoch: called with the record of each epoch of each member.
         on_result: called with the result of each member that has ended.
         stop_requested: called before each chunk of steps; if it returns True, checkpoints are saved and training stops.
+        **changes: new values of other settings in ``MOVABLE``.
 
     Returns:
         The results of all members. One whose loss is not finite does not stop the others.
@@ -119,32 +149,30 @@ def train_sweep(
     Raises:
         UsageError: settings or data cannot be used.
         CnnJaxError: the data cannot be downloaded, or a file cannot be written.
-        SweepStoppedError: a stop was requested.
+        StoppedError: a stop was requested.
     """
-    data_of, data_settings = None, None
+    devices = jax.local_devices() if devices is None else devices
+    data_of = None
     for alike in _grouped(result for result in directory.results() if not result.is_done):
         while alike:
+            if data_of is not None and stop_requested():
+                raise StoppedError(directory.resume_command)
             with contextlib.ExitStack() as stack:
-                if data_settings != (data_settings := _data(alike[0].config)):
-                    data_of = None
                 trainings, most = [], 1
                 while alike and len(trainings) < most:
                     result = alike.pop(0)
-                    given = None if data_of else dataset
-                    training = open_member(stack, directory, result, dataset=given, devices=devices, data_of=data_of)
+                    options = {"dataset": dataset, "devices": devices, "data_of": data_of}
+                    training = open_member(stack, directory, result, **options, **changes)
                     if training is not None:
                         data_of = training
-                        most = max_members(training.trainer) if not trainings else most
+                        most = max_members(training.trainer) if alike and not trainings else most
                         trainings.append(training)
-                try:
-                    for together in _divided(trainings):
-                        for training, error in _train(together, on_epoch=on_epoch, stop_requested=stop_requested):
-                            name = training.directory.path.name
-                            if error is not None:
-                                directory.end(name, error)
-                            on_result(directory.result(name, training.metadata.config))
-                except StoppedError:
-                    raise SweepStoppedError(directory.path.absolute()) from None
+                for together in _divided(trainings):
+                    for training, error in _train(together, on_epoch=on_epoch, stop_requested=stop_requested):
+                        name = training.directory.path.name
+                        if error is not None:
+                            directory.end(name, error)
+                        on_result(directory.result(name, training.metadata.config))
     return directory.results()
 
 
@@ -160,19 +188,21 @@ def max_members(trainer: Trainer) -> int:
     device = trainer.mesh.devices.flat[0]
     if device.platform == "cpu":
         return num_devices if num_devices * images.nbytes < available_memory() // 2 else 1
-    memory = int(MEMORY_FRACTION * device.memory_stats()["bytes_limit"]) - images.nbytes
+    statistics = device.memory_stats() or {}
+    memory = int(MEMORY_FRACTION * statistics.get("bytes_limit", 0)) - images.nbytes
     program = lower_members(
         trainer.task,
         trainer.dataset.image_shape,
         trainer.mesh,
-        num_members=num_devices,
+        num_members=2 * num_devices,  # a single one per device is not vectorized
         num_examples=len(images),
         batch_size=min(trainer.config.batch_size, len(images)),
         chunk_steps=trainer.chunk_steps,
     ).compile()
     analysis = program.memory_analysis()  # of one device
     used = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
-    return max(1, num_devices * (memory // (used - analysis.alias_size_in_bytes - images.nbytes)))
+    member = (used - analysis.alias_size_in_bytes - images.nbytes) / 2
+    return max(1, num_devices * min(int(memory / member), MAX_PER_DEVICE))
 
 
 def _grouped(results: Iterable[Result]) -> list[list[Result]]:
@@ -183,22 +213,58 @@ def _grouped(results: Iterable[Result]) -> list[list[Result]]:
     return list(groups.values())
 
 
-def _data(config: Config) -> DataConfig:
-    return DataConfig(**{field.name: getattr(config, field.name) for field in dataclasses.fields(DataConfig)})
+def _shares_data(config: Config, resolved: Config) -> bool:
+    """Whether a config has the same data as that of a run, which has the name of its dataset instead of ``auto``."""
+    names = [field.name for field in dataclasses.fields(DataConfig) if field.name != "dataset"]
+    same = all(getattr(config, name) == getattr(resolved, name) for name in names)
+    return same and config.dataset in ("auto", resolved.dataset)
 
 
 def open_member(
-    stack: contextlib.ExitStack, directory: SweepDirectory, result: Result, **options: Any
+    stack: contextlib.ExitStack,
+    directory: SweepDirectory,
+    result: Result,
+    *,
+    dataset: Dataset | str | None,
+    devices: Sequence[jax.Device],
+    data_of: Training | None,
+    **changes: Any,
 ) -> Training | None:
-    """Prepare a member for training; None if another process is training it."""
+    """Prepare a member for training; None if it is done, or another process is training it.
+
+    Args:
+        stack: holds what is opened.
+        directory: the directory of the sweep.
+        result: what was known of the member.
+        dataset: as in ``train_sweep``.
+        devices: the devices to train on.
+        data_of: another member, whose data is used if the settings of the data are the same.
+        **changes: as in ``train_sweep``.
+    """
     workdir = directory.member(result.name)
-    opened = (
-        resuming(workdir.path, **options) if workdir.holds_run else starting(result.config, workdir.path, **options)
-    )
+    config = dataclasses.replace(result.config, **changes)
+    if isinstance(dataset, str):
+        config, examples = dataclasses.replace(config, dataset=dataset), None
+    else:
+        examples = dataset
+    if data_of is not None and not _shares_data(config, data_of.metadata.config):
+        data_of = None
+    options = {"dataset": None if data_of else examples, "devices": devices, "data_of": data_of}
     try:
-        return stack.enter_context(opened)
+        stack.enter_context(directory.claimed(result.name))
+        if directory.result(result.name, result.config).is_done:  # by another process
+            return None
+        if workdir.holds_run:
+            moved = {"dataset": dataset} if isinstance(dataset, str) else {}
+            opened = resuming(workdir.path, **(options | moved), **changes)
+        else:
+            opened = starting(config, workdir.path, **options)
+        training = stack.enter_context(opened)
     except LockedError:
         return None
+    # A copy on the host: on every device, it would take the memory of other members.
+    start = dataclasses.replace(training.start, state=jax.device_get(training.start.state))
+    return training._replace(start=start, resume_command=directory.resume_command)
 
 
 def _divided(trainings: Sequence[Training]) -> Iterator[Sequence[Training]]:

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +19,7 @@ from cnn_jax.runs.grid import Grid
 from cnn_jax.runs.space import Space
 from cnn_jax.runs.workdir import Workdir
 
-METRICS = {"test_accuracy", "test_loss", "epochs", "train_seconds"}
+FIGURES = {"test_accuracy", "test_loss", "epochs", "train_seconds"}
 """What is read from the summary of every member."""
 
 MAX_BYTES = 1 << 20
@@ -67,6 +69,22 @@ class SweepDirectory:
         kind = Space if isinstance(values, dict) and "trials" in values else Grid
         return kind.from_json(values, str(self._file))
 
+    @property
+    def resume_command(self) -> str:
+        """How to continue the sweep on the command line."""
+        return f"python -m cnn_jax.sweep --resume --workdir {shlex.quote(str(self.path.absolute()))}"
+
+    def claimed(self, name: str) -> AbstractContextManager[None]:
+        """Hold the claim of a member, which only one process can have, before anything else of it is opened.
+
+        Raises:
+            LockedError: another process has it.
+            UsageError: it cannot be written.
+        """
+        claim = Workdir(self.path / "claims" / name)
+        claim.create()
+        return claim.locked()
+
     def member(self, name: str) -> Workdir:
         """The run directory of a member."""
         return Workdir(self.path / "members" / name)
@@ -91,7 +109,7 @@ class SweepDirectory:
         metrics = {key: value for key, value in summary.items() if isinstance(value, int | float)}
         error = str(end["error"]) if "error" in end else None
         return Result(
-            name, config, metrics if metrics.keys() >= METRICS else None, error, is_pruned=end.get("is_pruned") is True
+            name, config, metrics if metrics.keys() >= FIGURES else None, error, is_pruned=end.get("is_pruned") is True
         )
 
     def end(self, name: str, error: CnnJaxError, *, is_pruned: bool = False) -> None:
@@ -140,5 +158,5 @@ def _read(path: Path) -> Any:
     """The content of a JSON file, or None if it does not exist or is damaged."""
     try:
         return json.loads(files.read_bytes(path, MAX_BYTES))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None

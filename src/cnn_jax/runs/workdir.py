@@ -26,6 +26,7 @@ NAMES = (
     METRICS,
     LOCK,
     "summary.json",
+    "ended.json",
     "curves.png",
     "confusion.png",
     "report.html",
@@ -59,6 +60,8 @@ class Workdir:
 
     def check_holds_run(self) -> None:
         """Raise UsageError unless the directory contains a run."""
+        if (self.path / "sweep.json").exists():
+            raise UsageError(f"{self.path} is the directory of a sweep: choose a run directory in its members")
         if not self.holds_run:
             raise UsageError(f"{self.path} is not a run directory: choose one that training created")
 

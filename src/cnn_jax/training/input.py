@@ -174,6 +174,12 @@ class ArraySource:
         self._reader = images[indices.ravel()].ahead(self.chunk_steps * indices.shape[1])
         self._reader_place = (epoch, step)
 
+    def close(self) -> None:
+        """Decode no more images ahead."""
+        if self._reader:
+            self._reader.close()
+        self._reader, self._reader_place = None, (-1, -1)
+
     def epoch_order(self, epoch: int) -> np.ndarray:
         """The order of the examples in an epoch, int32 ``[N]``."""
         if self._order[0] != epoch:

@@ -314,10 +314,13 @@ class Trainer:
         """
         state, metrics = replicate((progress.state, progress.metrics), self.mesh)
         progress = dataclasses.replace(progress, state=state, metrics=metrics)
-        while progress.step < self.config.epochs * self.steps_per_epoch:
-            progress = self._train_epoch(progress, on_chunk, before_chunk)
-            record, progress = self.end_epoch(progress)
-            yield record, progress
+        try:
+            while progress.step < self.config.epochs * self.steps_per_epoch:
+                progress = self._train_epoch(progress, on_chunk, before_chunk)
+                record, progress = self.end_epoch(progress)
+                yield record, progress
+        finally:
+            self._source.close()
 
     def end_epoch(self, progress: Progress) -> tuple[EpochRecord, Progress]:
         """Score the state at the end of an epoch; return the epoch's record, and the progress with no metrics yet."""

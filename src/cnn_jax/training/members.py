@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cnn_jax.training.input import BatchIndices
-from cnn_jax.training.loop import ChunkReport, Progress, Trainer
+from cnn_jax.training.loop import Progress, Trainer
 from cnn_jax.training.metrics import Metrics
 from cnn_jax.training.sharding import MEMBERS, REPLICATED, data_parallel, replicate, shard_members
 from cnn_jax.training.state import TrainState
@@ -163,14 +163,12 @@ class MembersTrainer:
         self,
         progress: Sequence[Progress],
         *,
-        on_chunk: Callable[[ChunkReport], None] = lambda report: None,
         before_chunk: Callable[[int, Callable[[], list[Progress]]], None] = lambda step, copy_progress: None,
     ) -> Iterator[list[Progress]]:
         """Train from ``progress`` to the end of the last epoch.
 
         Args:
             progress: where each member starts, all at the same step.
-            on_chunk: called as by ``Trainer.epochs``, with metrics ``[members]``.
             before_chunk: called before the next chunk, with the step and a function that copies the members' progress.
 
         Yields:
@@ -182,11 +180,10 @@ class MembersTrainer:
         while step < self._config.epochs * steps_per_epoch:
             epoch, done = divmod(step, steps_per_epoch)
             before_chunk(step, partial(self._split, step, states, metrics, began))
-            report = ChunkReport(epoch, done, steps_per_epoch, metrics)
+            before = metrics
             stop = min(done + self._trainers[0].next_stop(step) - step, steps_per_epoch)
             states, metrics = self._train_chunk(states, metrics, epoch, done, stop)
-            jax.block_until_ready(report.metrics)
-            on_chunk(report)
+            jax.block_until_ready(before)
             step += stop - done
             if stop == steps_per_epoch:
                 jax.block_until_ready(metrics)
