@@ -190,15 +190,16 @@ def max_members(trainer: Trainer) -> int:
         return num_devices if num_devices * images.nbytes < available_memory() // 2 else 1
     statistics = device.memory_stats() or {}
     memory = int(MEMORY_FRACTION * statistics.get("bytes_limit", 0)) - images.nbytes
-    program = lower_members(
-        trainer.task,
-        trainer.dataset.image_shape,
-        trainer.mesh,
-        num_members=2 * num_devices,  # a single one per device is not vectorized
-        num_examples=len(images),
-        batch_size=min(trainer.config.batch_size, len(images)),
-        chunk_steps=trainer.chunk_steps,
-    ).compile()
+    options = {
+        "num_members": 2 * num_devices,  # a single one per device is not vectorized
+        "num_examples": len(images),
+        "batch_size": min(trainer.config.batch_size, len(images)),
+        "chunk_steps": trainer.chunk_steps,
+    }
+    try:
+        program = lower_members(trainer.task, trainer.dataset.image_shape, trainer.mesh, **options).compile()
+    except NotImplementedError:  # jax 0.7 does not vectorize the gradient of a convolution
+        return num_devices
     analysis = program.memory_analysis()  # of one device
     used = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
     member = (used - analysis.alias_size_in_bytes - images.nbytes) / 2
