@@ -27,7 +27,7 @@ def test_it_runs_a_command(capsys, tmp_path):
 
 
 def test_an_unknown_command_is_an_error():
-    with pytest.raises(UsageError, match=r"unknown command 'trian'; did you mean 'train'\?; commands: train, evaluate"):
+    with pytest.raises(UsageError, match=r"unknown command 'trian'; did you mean 'train'\?; commands: train, sweep, evaluate"):
         __main__._run(["trian"])
 
 

@@ -1,4 +1,4 @@
-"""``python -m cnn_jax.sweep``: train with several values of settings, with several seeds each, and compare them."""
+"""``python -m cnn_jax.sweep``: train with several settings and seeds, and compare the results."""
 
 import contextlib
 import dataclasses

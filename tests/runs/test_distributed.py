@@ -188,6 +188,7 @@ def by_four(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_run_of_four_processes_is_resumed_by_one(by_four, by_one, tmp_path, caplog):
     shutil.copytree(by_four, tmp_path / "run")
     resume(tmp_path / "run", epochs=3, devices=jax.devices()[:1])
@@ -195,6 +196,7 @@ def test_run_of_four_processes_is_resumed_by_one(by_four, by_one, tmp_path, capl
     assert_close_outcome(tmp_path / "run", by_one)
 
 
+@pytest.mark.slow
 def test_run_of_four_processes_is_resumed_by_three(by_four, by_one, tmp_path):
     """Without a common file system: the others have the settings."""
     machines = [tmp_path / name for name in ("first", "second", "third")]
