@@ -27,7 +27,8 @@ def test_it_runs_a_command(capsys, tmp_path):
 
 
 def test_an_unknown_command_is_an_error():
-    with pytest.raises(UsageError, match=r"unknown command 'trian'; did you mean 'train'\?; commands: train, sweep, evaluate"):
+    commands = "commands: train, sweep, evaluate, compare"
+    with pytest.raises(UsageError, match=rf"unknown command 'trian'; did you mean 'train'\?; {commands}"):
         __main__._run(["trian"])
 
 

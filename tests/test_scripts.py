@@ -95,3 +95,11 @@ def test_scaling_measures_a_row(tmp_path):
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert (row["topic"], row["size"]) == ("classes", 20)
     assert all(row[name] > 0 for name in ("start", "compile", "epoch", "us_per_image", "end", "memory_mb", "report_kb"))
+
+
+def test_side_by_side_prints_a_line_for_each_turn(tmp_path):
+    done = run_script("side_by_side.py", "--dataset", "digits", "--epochs", "1", "--repeats", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    line = r"one after another: \d+\.\d\d s side by side: \d+\.\d\d s ratio: \d+\.\d\d"
+    assert all(re.fullmatch(line, text) for text in done.stdout.splitlines())
+    assert len(done.stdout.splitlines()) == 2
