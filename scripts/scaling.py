@@ -112,7 +112,7 @@ def train(config: Any, dataset: Any, workdir: Path, num_networks: int) -> dict[s
         epochs.append(record.seconds)
 
     if num_networks > 1:
-        directory = create_sweep(config, {"seed": range(num_networks)}, workdir)
+        directory = create_sweep(config, {"seed": range(num_networks)}, workdir, dataset)
         train_sweep(directory, dataset=dataset, on_epoch=on_epoch)
         directory.write_results()
         summary = {"compile_seconds": 0.0}

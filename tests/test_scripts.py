@@ -88,13 +88,14 @@ def test_errors_of_scripts_are_one_line(tmp_path, words, message):
     assert done.stderr.count("\n") == 1
 
 
-def test_scaling_measures_a_row(tmp_path):
-    done = run_script("scaling.py", "--topics", "classes", "--sizes", "20", "--json", "rows.json", cwd=tmp_path)
+@pytest.mark.parametrize(("topic", "size"), [("classes", 20), ("networks", 2)])
+def test_scaling_measures_a_row(tmp_path, topic, size):
+    done = run_script("scaling.py", "--topics", topic, "--sizes", str(size), "--json", "rows.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"\| classes \| 20 \|( \d[\d.,]* \|){7}", done.stdout.splitlines()[-1])
+    assert re.fullmatch(rf"\| {topic} \| {size} \|( \d[\d.,]* \|){{7}}", done.stdout.splitlines()[-1])
     (row,) = json.loads((tmp_path / "rows.json").read_text())
-    assert (row["topic"], row["size"]) == ("classes", 20)
-    assert all(row[name] > 0 for name in ("start", "compile", "epoch", "us_per_image", "end", "memory_mb", "report_kb"))
+    assert (row["topic"], row["size"]) == (topic, size)
+    assert all(row[name] > 0 for name in ("epoch", "us_per_image", "end", "memory_mb", "report_kb"))
 
 
 def test_side_by_side_prints_a_line_for_each_turn(tmp_path):
