@@ -23,6 +23,7 @@ from types import FrameType, MappingProxyType
 from typing import Any, NoReturn, Self, TypeVar
 
 from cnn_jax import __version__
+from cnn_jax.config import DETERMINISTIC_OPS
 from cnn_jax.errors import CnnJaxError, UsageError, printable, suggest
 from cnn_jax.files import expanded, private_directory, remove_own_temporaries, replacing, user_cache
 from cnn_jax.settings import InvalidSettingError, Range, type_and_meta
@@ -489,12 +490,17 @@ def use_every_processor() -> None:
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(processors))
 
 
-def initialize_jax() -> None:
+def initialize_jax(*, deterministic: bool = False) -> None:
     """Import jax and initialize its devices, which environment variables may prevent.
+
+    Args:
+        deterministic: whether operations on GPUs have to be bitwise reproducible.
 
     Raises:
         UsageError: jax cannot be imported, or has no device.
     """
+    if deterministic:  # XLA reads its flags once, now
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_OPS}"
     try:
         import jax
 

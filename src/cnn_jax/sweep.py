@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cnn_jax import cli
-from cnn_jax.config import DETERMINISTIC_OPS, Config
+from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.settings import Count, FilePath, Range, Switch, setting
 
@@ -58,10 +57,7 @@ def main(args: Sequence[str]) -> int:
         config = directory.plan().config
     else:
         config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
-    if config.deterministic:
-        # XLA reads its flags once, when jax initializes its devices.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_OPS}"
-    cli.initialize_jax()
+    cli.initialize_jax(deterministic=config.deterministic)
     # Slow imports come after the flags are parsed.
     from cnn_jax.runs.fit import StoppedError
     from cnn_jax.runs.search import create_search

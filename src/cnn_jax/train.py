@@ -2,13 +2,12 @@
 
 import dataclasses
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cnn_jax import cli, sweep
-from cnn_jax.config import DETERMINISTIC_OPS, Config
+from cnn_jax.config import Config
 from cnn_jax.errors import UsageError
 from cnn_jax.settings import Address, Count, FilePath, Index, Switch, setting
 
@@ -57,9 +56,6 @@ def main(args: Sequence[str]) -> int:
     if flags.seeds is not None:
         return sweep.main(args)
     config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
-    if config.deterministic:
-        # XLA reads its flags once, when jax initializes its devices.
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_OPS}"
     # Slow imports come after the flags are parsed.
     if flags.distributed:
         from cnn_jax import aborts
@@ -67,7 +63,7 @@ def main(args: Sequence[str]) -> int:
 
         aborts.end_in_one_line()
         processes.initialize(flags.coordinator, flags.num_processes, flags.process_index)
-    cli.initialize_jax()
+    cli.initialize_jax(deterministic=config.deterministic)
     if flags.distributed:
         with cli.discarding_output():  # of Gloo, which connects the processes when they first communicate
             processes.meet()

@@ -15,7 +15,14 @@ from rich.text import Text
 
 from cnn_jax.errors import printable
 from cnn_jax.report.plots import LINE_WIDTH, METRICS, RUN_COLORS, overlay_svg, run_line
-from cnn_jax.report.tables import best_epoch, format_duration, format_metric, format_setting, metrics_by_split
+from cnn_jax.report.tables import (
+    best_epoch,
+    finite,
+    format_duration,
+    format_metric,
+    format_setting,
+    metrics_by_split,
+)
 from cnn_jax.report.templates import render
 from cnn_jax.training.comparison import Comparison, ImageResults, Pair, RunResult
 from cnn_jax.training.mcnemar import PairedCounts
@@ -51,7 +58,7 @@ def as_text(comparison: Comparison, width: int | None = None) -> str:
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """A comparison as values that can be converted to JSON; numbers that are not finite become None."""
-    return _finite(
+    return finite(
         {
             "runs": [_run_to_json(run) for run in comparison.runs],
             "differences": comparison.differences,
@@ -284,19 +291,6 @@ def _pair_to_json(pair: Pair) -> dict[str, Any]:
         "p_value": counts.p_value,
         "adjusted_p_value": pair.adjusted_p_value,
     }
-
-
-def _finite(value: Any) -> Any:
-    """The same value with None instead of numbers that JSON does not have."""
-    match value:
-        case float():
-            return value if math.isfinite(value) else None
-        case Mapping():
-            return {name: _finite(item) for name, item in value.items()}
-        case list() | tuple():
-            return [_finite(item) for item in value]
-        case _:
-            return value
 
 
 def _charts(runs: Sequence[RunResult]) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from cnn_jax.config import Config
 from cnn_jax.errors import printable
 from cnn_jax.report.plots import COLORS
-from cnn_jax.report.tables import format_setting
+from cnn_jax.report.tables import finite, format_setting
 from cnn_jax.report.templates import render
 
 MAX_PLOTTED = 40
@@ -37,11 +37,6 @@ class Result(NamedTuple):
     summary: Mapping[str, Any] | None = None
     error: str | None = None
     is_pruned: bool = False
-
-    @classmethod
-    def of(cls, member: tuple[str, Config]) -> "Result":
-        """A member that has not begun, by its name and its settings."""
-        return cls(*member)
 
     @property
     def is_done(self) -> bool:
@@ -203,17 +198,14 @@ def as_json(results: Sequence[Result], settings: Sequence[str]) -> dict[str, Any
     """The same, and the result of each member, as values that can be converted to JSON."""
     metrics = ("test_accuracy", "test_loss", "validation_accuracy", "validation_loss", "train_seconds")
 
-    def finite(value: Any) -> Any:  # JSON has no infinity
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {
+    table = {
         "selection_metric": selection_metric(results),
         "combinations": [
             {
                 "settings": dict(combination.settings),
                 **{
                     metric: {
-                        name: finite(value)
+                        name: value
                         for name, value in scores._asdict().items()
                         if name != "best" or metric.endswith("accuracy")
                     }
@@ -226,8 +218,9 @@ def as_json(results: Sequence[Result], settings: Sequence[str]) -> dict[str, Any
             }
             for combination in combinations(results, settings)
         ],
-        "members": [{name: finite(value) for name, value in _row(result, settings).items()} for result in results],
+        "members": [_row(result, settings) for result in results],
     }
+    return finite(table)
 
 
 def as_csv(results: Sequence[Result], settings: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -154,3 +154,16 @@ def format_setting(value: Any) -> str:
             return " ".join(map(str, value))
         case _:
             return str(value)
+
+
+def finite(value: Any) -> Any:
+    """The same value with None instead of numbers that JSON does not have."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {name: finite(item) for name, item in value.items()}
+        case list() | tuple():
+            return [finite(item) for item in value]
+        case _:
+            return value

@@ -1,10 +1,11 @@
 """The settings of a sweep: those that are the same for all of its runs, and those that vary."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -88,9 +89,16 @@ class Grid:
         Raises:
             UsageError: invalid settings.
         """
-        try:
+        with reading_settings(source):
             return cls(Config.from_mapping(values["settings"], source), dict(values["varied"]))
-        except (KeyError, TypeError, ValueError):
-            raise UsageError(f"{source} does not contain the settings of a sweep: start a new one") from None
-        except InvalidSettingError as error:
-            raise UsageError(f"{source}: {error}") from None
+
+
+@contextlib.contextmanager
+def reading_settings(source: str) -> Iterator[None]:
+    """Raise UsageError with the name of the source if JSON in this context has not the settings of a sweep."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UsageError(f"{source} does not contain the settings of a sweep: start a new one") from None
+    except InvalidSettingError as error:
+        raise UsageError(f"{source}: {error}") from None

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from cnn_jax import data
 from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.report import search as report
@@ -70,9 +69,7 @@ def create_search(
     space = Space(with_portable_paths(config), varied, trials)
     for corner in space.corners():
         check_usable(corner)
-        if not corner.validation_fraction and data.load(corner).validation is None:
-            raise UsageError("--search compares validation accuracies: set --validation-fraction, such as 0.1")
-    check_with_data(space.corners())
+    check_with_data(space.corners(), needs_validation=True)
     return create_directory(space, workdir)
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from cnn_jax.config import Config
-from cnn_jax.errors import UsageError
-from cnn_jax.settings import InvalidSettingError, Range
+from cnn_jax.runs.grid import reading_settings
+from cnn_jax.settings import Range
 
 if TYPE_CHECKING:
     import optuna
 
-MAX_CORNERS = 1000
+MAX_CORNERS = 64
 """The maximum number of combinations to check before a search."""
 
 LOG_FACTOR = 10
@@ -76,13 +76,9 @@ class Space:
         Raises:
             UsageError: invalid settings.
         """
-        try:
+        with reading_settings(source):
             config, trials = Config.from_mapping(values["settings"], source), int(values["trials"])
             return cls(config, {name: _values(config, name, given) for name, given in values["varied"].items()}, trials)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise UsageError(f"{source} does not contain the settings of a sweep: start a new one") from None
-        except InvalidSettingError as error:
-            raise UsageError(f"{source}: {error}") from None
 
 
 def _values(config: Config, name: str, given: Any) -> tuple[Any, ...] | Range:

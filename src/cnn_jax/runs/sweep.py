@@ -18,6 +18,7 @@ from cnn_jax.config import Config, DataConfig
 from cnn_jax.data import Dataset, folder
 from cnn_jax.data.memory import available_memory
 from cnn_jax.data.streamed import StreamedImages
+from cnn_jax.errors import UsageError
 from cnn_jax.report.sweep import Result
 from cnn_jax.runs.checks import check_dataset, check_usable
 from cnn_jax.runs.fit import (
@@ -75,19 +76,22 @@ def create_sweep(
     grid = Grid(with_portable_paths(config), portable)
     for member in grid.members().values():
         check_usable(member)
-    check_with_data([alike[0].config for alike in _grouped(map(Result.of, grid.members().items()))], dataset)
+    check_with_data(grid.members().values(), dataset)
     return create_directory(grid, workdir)
 
 
-def check_with_data(configs: Iterable[Config], dataset: Dataset | None = None) -> None:
+def check_with_data(
+    configs: Iterable[Config], dataset: Dataset | None = None, *, needs_validation: bool = False
+) -> None:
     """Raise UsageError if settings cannot be used with their data, before anything is trained.
 
     Args:
         configs: the settings; the data of neighbors is read once if its settings are the same.
         dataset: the examples instead of those that the settings name.
+        needs_validation: whether the data must have a validation split.
     """
     examples, data_of = dataset, None
-    for config in configs:
+    for config in dict.fromkeys(map(_without_seed_and_rate, configs)):
         if config.init_from is not None:
             open_pretrained(config.init_from)
         if dataset is None and (data_of is None or not _shares_data(config, data_of)):
@@ -95,6 +99,8 @@ def check_with_data(configs: Iterable[Config], dataset: Dataset | None = None) -
             data_of = dataclasses.replace(config, dataset=examples.name)
         elif dataset is not None:
             examples = data.with_validation(dataset, config.validation_fraction, config.split_seed)
+        if needs_validation and examples.validation is None:
+            raise UsageError("--search compares validation accuracies: set --validation-fraction, such as 0.1")
         check_dataset(config, examples)
         Trainer(config, examples, task=create_task_for(config, examples, SCALE))
 
@@ -210,8 +216,13 @@ def _grouped(results: Iterable[Result]) -> list[list[Result]]:
     """Results whose settings differ in the seed and the learning rate only, in the order of the first of each."""
     groups: dict[Config, list[Result]] = {}
     for result in results:
-        groups.setdefault(dataclasses.replace(result.config, seed=0, learning_rate=1.0), []).append(result)
+        groups.setdefault(_without_seed_and_rate(result.config), []).append(result)
     return list(groups.values())
+
+
+def _without_seed_and_rate(config: Config) -> Config:
+    """The settings with the same seed and learning rate for all."""
+    return dataclasses.replace(config, seed=0, learning_rate=1.0)
 
 
 def _shares_data(config: Config, resolved: Config) -> bool:
