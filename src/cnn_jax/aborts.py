@@ -2,7 +2,7 @@
 
 The processes of a training watch each other through jax's coordination service. If one does not connect, ends, or stops
 answering, the runtime writes a fatal error and a stack trace to the C library's ``stderr`` and calls ``abort``; jax
-offers no way to handle this in Python.
+offers no way to handle this in Python. Before jax 0.9.2, the runtime writes three lines and exits with status 1.
 """
 
 import contextlib
@@ -10,6 +10,8 @@ import ctypes
 import os
 import platform
 import signal
+
+import jax
 
 from cnn_jax.errors import CnnJaxError
 
@@ -19,6 +21,9 @@ NOT_CONNECTED = (
     "not all processes were connected in time: start all within five minutes, with the same coordinator and number of "
     "processes"
 )
+
+ABORTS = jax.__version_info__ >= (0, 9, 2)
+"""Whether the runtime calls ``abort``, rather than exiting on its own."""
 
 STDERR = 2
 """The file descriptor of standard error."""
@@ -33,7 +38,7 @@ def end_in_one_line() -> None:
     What C code writes to ``stderr``, but not what Python writes, is kept in a temporary file to tell them apart. This
     works with glibc, for which jaxlib is compiled on Linux, and does nothing elsewhere.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc" or not ABORTS:
         return
     libc = ctypes.CDLL(None)
     libc.tmpfile.restype = libc.signal.restype = ctypes.c_void_p

@@ -152,7 +152,7 @@ def test_what_is_not_two_runs(two, train, tmp_path, monkeypatch):
         load_results([two[0], tmp_path])
     with pytest.raises(StoppedError):
         train(CONFIG, tmp_path / "new", stop_requested=lambda: True)
-    with pytest.raises(UsageError, match=f"{tmp_path / 'new'} is not trained yet: train it first, with --resume"):
+    with pytest.raises(UsageError, match=f"{tmp_path / 'new'} has no trained network: continue it with"):
         load_results([two[0], tmp_path / "new"])
     shutil.rmtree(tmp_path / "new" / "checkpoints")
     with pytest.raises(UsageError, match="contains no checkpoint: train the run first"):

@@ -90,17 +90,16 @@ class SweepPrinter:
         self._as_lines = as_lines
         self._total = num_members
         self._done = sum(result.is_done for result in results)
-        console = Console(stderr=True)
+        self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("network {task.fields[number]}/{task.fields[networks]}"),
             BarColumn(),
             TimeRemainingColumn(),
             TextColumn("epochs: {task.completed}/{task.total}"),
-            console=console,
+            console=self._console,
             transient=True,
             redirect_stdout=False,
             redirect_stderr=False,
-            disable=not console.is_terminal,
         )
         total = sum(result.config.epochs for result in results if not result.is_done)
         total += (num_members - len(results)) * epochs
@@ -120,12 +119,14 @@ class SweepPrinter:
             _print_line(f"{self._done}/{self._total} {result.line()}")
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        if self._console.is_terminal:  # stopping a bar that is disabled prints a line break before rich 14
+            self._bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        with contextlib.suppress(OSError):
-            self._bar.stop()
+        if self._console.is_terminal:
+            with contextlib.suppress(OSError):
+                self._bar.stop()
 
 
 def _print_line(line: str) -> None:

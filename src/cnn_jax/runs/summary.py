@@ -50,7 +50,7 @@ def read_summary(workdir: Path) -> Summary | None:
         return msgspec.convert(json.loads(files.read_bytes(path, MAX_LENGTH)), Summary)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, msgspec.ValidationError) as error:
         logger.warning("%s is ignored, because it cannot be read (%s)", path, getattr(error, "strerror", None) or error)
         return None
 
