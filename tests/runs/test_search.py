@@ -10,7 +10,8 @@ from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.report import sweep as report
 from cnn_jax.runs import search
-from cnn_jax.runs.fit import StoppedError, fit, starting
+from cnn_jax.runs.fit import StoppedError, fit
+from cnn_jax.runs.opening import starting
 from cnn_jax.runs.run import load_run
 from cnn_jax.runs.search import create_search, open_study, train_search
 from cnn_jax.runs.space import Space

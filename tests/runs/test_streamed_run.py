@@ -12,8 +12,7 @@ from cnn_jax import train
 from cnn_jax.config import Config
 from cnn_jax.data.store import ChangedImageError
 from cnn_jax.data.streamed import StreamedImages
-from cnn_jax.runs import evaluation_data
-from cnn_jax.runs import fit as fitting
+from cnn_jax.runs import evaluation_data, opening
 from cnn_jax.runs.fit import StoppedError, fit, resume
 from cnn_jax.runs.run import load_run
 from cnn_jax.training import loop
@@ -101,7 +100,7 @@ def test_an_image_that_disappears_in_training(kept, streamed_config, photos, tmp
     """Training stops with one line that says how to continue, and nothing that was computed is lost."""
     path = next((photos / "train" / "top").iterdir())
     content = path.read_bytes()
-    monkeypatch.setattr(fitting, "Trainer", lambda *args: loop.Trainer(*args, max_chunk_steps=1))
+    monkeypatch.setattr(opening, "Trainer", lambda *args: loop.Trainer(*args, max_chunk_steps=1))
 
     def remove(report):
         if (report.epoch, report.steps_done) == (1, 0):

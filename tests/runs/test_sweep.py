@@ -20,9 +20,10 @@ from cnn_jax.config import Config
 from cnn_jax.errors import UsageError
 from cnn_jax.report import sweep as report
 from cnn_jax.runs import sweep
-from cnn_jax.runs.fit import StoppedError, starting
+from cnn_jax.runs.fit import StoppedError
 from cnn_jax.runs.grid import Grid
 from cnn_jax.runs.members import train_members
+from cnn_jax.runs.opening import starting
 from cnn_jax.runs.run import load_run
 from cnn_jax.runs.sweep import create_sweep, train_sweep
 from cnn_jax.runs.sweep_directory import SweepDirectory

@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from cnn_jax.runs.fit import StoppedError, Training
+from cnn_jax.runs.fit import StoppedError
+from cnn_jax.runs.opening import Training
 from cnn_jax.runs.recorder import Recorder
 from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import NonFiniteError, Progress

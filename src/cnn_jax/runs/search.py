@@ -20,7 +20,8 @@ from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.report import search as report
 from cnn_jax.report.sweep import Result
 from cnn_jax.runs.checks import check_usable
-from cnn_jax.runs.fit import StoppedError, Training, train
+from cnn_jax.runs.fit import StoppedError, train
+from cnn_jax.runs.opening import Training
 from cnn_jax.runs.space import Space
 from cnn_jax.runs.sweep import check_with_data, create_directory, open_member, with_portable_paths
 from cnn_jax.runs.sweep_directory import SweepDirectory

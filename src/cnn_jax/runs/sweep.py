@@ -21,21 +21,14 @@ from cnn_jax.data.streamed import StreamedImages
 from cnn_jax.errors import UsageError
 from cnn_jax.report.sweep import Result
 from cnn_jax.runs.checks import check_dataset, check_usable
-from cnn_jax.runs.fit import (
-    StoppedError,
-    Training,
-    make_default_workdir,
-    resuming,
-    starting,
-    train,
-    with_absolute_paths,
-)
+from cnn_jax.runs.fit import StoppedError, train
 from cnn_jax.runs.grid import Grid
 from cnn_jax.runs.members import train_members
+from cnn_jax.runs.opening import Training, resuming, starting, with_absolute_paths
 from cnn_jax.runs.pretrained import open_pretrained
 from cnn_jax.runs.space import Space
 from cnn_jax.runs.sweep_directory import SweepDirectory
-from cnn_jax.runs.workdir import LockedError
+from cnn_jax.runs.workdir import LockedError, make_default_workdir
 from cnn_jax.training.ahead import lower_members
 from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import NonFiniteError, Trainer, create_task_for

@@ -3,10 +3,12 @@
 import dataclasses
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -224,3 +226,18 @@ class Workdir:
 
 def _json_line(record: EpochRecord) -> str:
     return json.dumps(record.to_json()) + "\n"
+
+
+def make_default_workdir(config: Config, prefix: str = "") -> Path:
+    """Create a new directory in ``runs``, named after the dataset, the model and the time."""
+    dataset = f"folder-{Path(config.dataset).name}"[:100] if config.dataset.startswith("folder:") else config.dataset
+    name = re.sub(r"[^\w.-]+", "-", f"{prefix}{dataset}-{config.model}-{time.strftime('%Y%m%d-%H%M%S')}")
+    for number in itertools.count(1):
+        path = Path("runs", name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # runs started within the same second have the same name
+            continue
+        except OSError as error:
+            raise UsageError(f"cannot create {path.absolute()} ({error.strerror}): choose a --workdir") from None
+        return path
