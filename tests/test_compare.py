@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 
 from cnn_jax import cli, compare, evaluate
 from cnn_jax.config import Config
+from cnn_jax.errors import UsageError
 from cnn_jax.runs.fit import StoppedError, fit
 from cnn_jax.training.mcnemar import holm
 
@@ -128,9 +129,18 @@ def test_invalid_input_is_one_line_and_status_2(call, words, message):
     assert message in err
 
 
-def test_data_that_cannot_be_loaded_is_one_line_and_the_rest_is_printed(call, runs):
-    """The runs' dataset needs no files, so another one takes its place, as if it had moved."""
-    status, out, err = call("first", "second", "--dataset", "folder:no/such", "--report", "comparison.html")
+def test_a_named_dataset_that_cannot_be_loaded_is_an_error(call):
+    status, out, err = call("first", "second", "--dataset", "folder:no/such")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert re.match("error: .*no/such", err)
+
+
+def test_own_data_that_cannot_be_loaded_is_one_line_and_the_rest_is_printed(call, runs, monkeypatch):
+    def load(config):
+        raise UsageError("no/such is not a folder")
+
+    monkeypatch.setattr("cnn_jax.data.load", load)
+    status, out, err = call("first", "second", "--report", "comparison.html")
     assert (status, err) == (0, "")
     for name in ("first", "second"):
         assert re.search(rf"^{name} was not evaluated: .*no/such.*", out, flags=re.MULTILINE)

@@ -26,6 +26,7 @@ from cnn_jax import __version__
 from cnn_jax.config import DETERMINISTIC_OPS
 from cnn_jax.errors import CnnJaxError, UsageError, printable, suggest
 from cnn_jax.files import expanded, private_directory, remove_own_temporaries, replacing, user_cache
+from cnn_jax.processors import num_processors
 from cnn_jax.settings import InvalidSettingError, Range, type_and_meta
 
 Flags = TypeVar("Flags")
@@ -486,8 +487,7 @@ def use_every_processor() -> None:
     """Make each processor a jax device; existing environment variables win. Call it before jax initializes."""
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):  # the older setting
         return
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(processors))
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(num_processors()))
 
 
 def initialize_jax(*, deterministic: bool = False) -> None:

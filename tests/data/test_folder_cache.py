@@ -407,7 +407,7 @@ from cnn_jax.config import Config
 from cnn_jax.training.input import ArraySource
 from cnn_jax.training.sharding import make_mesh
 
-os.cpu_count = lambda: 2  # each thread takes memory
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])  # each thread takes memory
 config = Config(dataset=sys.argv[1], image_size=(2000, 1000), cache_limit=sys.argv[2])
 
 def total(split):
@@ -417,7 +417,7 @@ def total(split):
 
 total(data.Split(np.zeros((8, 2000, 1000, 1), np.uint8), np.zeros(8, np.int32)))  # the memory of jax itself
 used = int(re.search(r"VmData:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) << 10
-resource.setrlimit(resource.RLIMIT_DATA, (used + (200 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_DATA, (used + (150 << 20),) * 2)
 dataset = data.load(config)
 print(total(dataset.train) + total(dataset.test))
 try:

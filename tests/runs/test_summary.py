@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from helpers import CONFIG
 
+from cnn_jax.processors import cpu_model
 from cnn_jax.report.page import save_page
 from cnn_jax.runs.run import load_run
-from cnn_jax.runs.summary import cpu_model, summarize
+from cnn_jax.runs.summary import summarize
 from cnn_jax.training.evaluation import Score
 from cnn_jax.training.history import EpochRecord
 
@@ -80,19 +81,6 @@ def test_accelerators_are_named_by_their_kind(summarized):
     summary = summarized(gpus)
     assert (summary["backend"], summary["device_count"], summary["process_count"]) == ("gpu", 4, 2)
     assert summary["device"] == "NVIDIA H100 80GB HBM3"
-
-
-def test_the_model_of_the_cpu(monkeypatch):
-    text = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel\t\t: 1\nmodel name\t: AMD EPYC 7B13\n"
-    monkeypatch.setattr("pathlib.Path.read_text", lambda path, **options: text)
-    assert cpu_model() == "AMD EPYC 7B13"
-
-
-def test_the_architecture_where_the_model_is_unknown(monkeypatch):
-    monkeypatch.setattr("pathlib.Path.read_text", lambda path, **options: "processor\t: 0\nBogoMIPS\t: 50\n")
-    monkeypatch.setattr("platform.processor", lambda: "")
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert cpu_model() == "aarch64"
 
 
 def test_a_run_writes_it(uninterrupted):

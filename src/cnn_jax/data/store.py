@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import logging
 import math
-import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -21,6 +20,7 @@ from cnn_jax.data.streamed import Images, StreamedImages
 from cnn_jax.data.summaries import SUMMARY, summarize
 from cnn_jax.errors import CnnJaxError, UsageError
 from cnn_jax.files import user_cache
+from cnn_jax.processors import num_processors
 
 BATCH = 8
 """Number of images handed to a thread at a time: handing over a single one takes as long as reading a small one."""
@@ -254,7 +254,7 @@ class ImageStore:
         batches = [range(start, min(start + BATCH, total)) for start in range(0, total, BATCH)]
         skipped = []
         # More threads than processors would compete for the interpreter lock: with small files that takes longer.
-        with quiet(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with quiet(), ThreadPoolExecutor(num_processors()) as pool:
             results = pool.map(lambda batch: list(map(attempt, batch)), batches)
             try:
                 for number, result in enumerate(_with_bar(itertools.chain.from_iterable(results), total)):

@@ -1,12 +1,13 @@
 """Images that are decoded whenever they are read, for datasets larger than memory and than the space on disk."""
 
 import itertools
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from typing import SupportsIndex
 
 import numpy as np
+
+from cnn_jax.processors import num_processors
 
 BLOCK_IMAGES = 8
 """Maximum number of images that a thread decodes at a time: handing over a single small one takes as long as it."""
@@ -103,7 +104,7 @@ class ReadAhead:
 
         # Not within a context, because other threads go on when it ends.
         warnings.filterwarnings("ignore", module="PIL")
-        threads = os.cpu_count() or 1
+        threads = num_processors()
         # Every thread needs a block to decode, besides the next one to read.
         blocks = _Blocks(images, max(1, min(BLOCK_IMAGES, num_images // threads)))
         options = ReadOptions(threads, max(threads, -(-num_images // blocks.size)) + 1)

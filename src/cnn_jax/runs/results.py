@@ -30,7 +30,7 @@ def load_results(
 ) -> list[RunResult]:
     """Load runs and evaluate each of them on the test split that it has; each dataset is loaded once.
 
-    A run whose data cannot be loaded, or has changed since training, is not evaluated.
+    A run whose own data cannot be loaded, or has changed since training, is not evaluated.
 
     Args:
         workdirs: the run directories.
@@ -39,7 +39,7 @@ def load_results(
         data_dir: the directory of the datasets, by default the runs' own.
 
     Raises:
-        UsageError: the same run twice, not a run directory, or a run without training.
+        UsageError: the same run twice, not a run directory, a run without training, or ``dataset`` cannot be loaded.
         CnnJaxError: the checkpoints of a run are damaged, or were written by another version of the package.
     """
     paths: list[Path] = []
@@ -76,7 +76,14 @@ def _evaluate(runs: Sequence[Run], dataset: str | None, data_dir: str | Path | N
         sharing[_data_settings(run.config, dataset, data_dir)].append(index)
     results = {}
     for settings, indices in sharing.items():
-        results |= zip(indices, _evaluate_sharing([runs[index] for index in indices], settings), strict=True)
+        try:
+            loaded = data.load(settings)
+        except CnnJaxError as error:
+            if dataset is not None:
+                raise
+            results |= dict.fromkeys(indices, str(error))
+        else:
+            results |= zip(indices, _evaluate_on(loaded, [runs[index] for index in indices]), strict=True)
     return [results[index] for index in range(len(runs))]
 
 
@@ -87,12 +94,11 @@ def _data_settings(config: Config, dataset: str | None, data_dir: str | Path | N
     return Config(**settings | {name: value for name, value in changes.items() if value is not None})
 
 
-def _evaluate_sharing(runs: Sequence[Run], settings: Config) -> Iterator[ImageResults | str]:
-    """Evaluate runs with the same settings of the data."""
+def _evaluate_on(dataset: Dataset, runs: Sequence[Run]) -> Iterator[ImageResults | str]:
+    """Evaluate runs on the test images of a dataset, if it is theirs."""
     try:
-        dataset = data.load(settings)
         sha256, digests, files = dataset.sha256, _digests(dataset), dataset.test.files
-    except CnnJaxError as error:
+    except ChangedImageError as error:
         yield from [str(error)] * len(runs)
         return
     for run in runs:

@@ -3,10 +3,8 @@
 import datetime
 import json
 import logging
-import os
 import platform
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +15,7 @@ import msgspec
 from cnn_jax import files
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset
+from cnn_jax.processors import cpu_model, num_processors
 from cnn_jax.report.tables import best_epoch
 from cnn_jax.training.evaluation import Score
 from cnn_jax.training.history import EpochRecord
@@ -103,19 +102,9 @@ def summarize(
         "device": cpu_model() if devices[0].platform == "cpu" else devices[0].device_kind,
         "device_count": len(devices),
         "process_count": len({device.process_index for device in devices}),
-        "cpu_count": os.cpu_count(),
+        "cpu_count": num_processors(),
         "versions": {
             "python": platform.python_version(),
             **{package: metadata.version(package) for package in ("jax", "jaxlib", "flax", "optax")},
         },
     }
-
-
-def cpu_model() -> str:
-    """The name of the CPU as the operating system reports it, or else its architecture."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
