@@ -46,12 +46,15 @@ def default_logging():
 
 @pytest.fixture(scope="session", autouse=True)
 def user_cache(tmp_path_factory):
-    """A user's cache of this session: programs are compiled once for all tests and the commands they start."""
+    """A user's cache of this process of the session, and programs compiled once for all and the commands they start."""
     cache = tmp_path_factory.mktemp("cache")
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         for name, value in {
-            "jax_compilation_cache_dir": str(cache / "compiled"),
+            "jax_compilation_cache_dir": str(shared / "compiled"),
             "jax_persistent_cache_min_compile_time_secs": 0.0,
         }.items():
             jax.config.update(name, value)

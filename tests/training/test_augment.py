@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from scipy import stats
 
 from cnn_jax.errors import UsageError
 from cnn_jax.training import augment
-from cnn_jax.training.augment import Augment, Boxes, views
+from cnn_jax.training.augment import Augment, Boxes
 from cnn_jax.training.sharding import AXIS, BATCHES, data_parallel, make_mesh
 
 EVERYTHING = Augment("random", 2, 0.3, 0.5, 0.4, 0.2, 1.0)
@@ -474,22 +473,3 @@ def test_impossible_settings(setting, shape, message):
 
 def test_largest_shift():
     assert apply(Augment(shift=6), make_images(2, 7, 8, 1)).images.shape == (2, 7, 8, 1)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_views(channels):
-    images = make_images(3, 6, 5, channels)
-    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
-    crops = [images, padded[:, :6, :5], padded[:, 2:, 2:]]
-    expected = np.stack([view for crop in crops for view in (crop, np.flip(crop, 2))])
-    for tta, weights in {"none": (1,), "flip": (0.5, 0.5), "multicrop": (0.25, 0.25, *[0.125] * 4)}.items():
-        result, result_weights = views(images, tta)
-        np.testing.assert_array_equal(result, expected[: len(weights)])
-        assert result.dtype == np.uint8
-        assert result_weights == weights
-
-
-@pytest.mark.parametrize(("tta", "message"), [("flop", "unknown tta 'flop'"), ("multicrop", "tta multicrop needs")])
-def test_impossible_views(tta, message):
-    with pytest.raises(UsageError, match=message):
-        jax.eval_shape(partial(views, tta=tta), jax.ShapeDtypeStruct((1, 1, 4, 1), jnp.uint8))

@@ -21,7 +21,7 @@ from cnn_jax.errors import UsageError
 from cnn_jax.formats.network import Classifier, Network
 from cnn_jax.formats.safetensors import encode
 from cnn_jax.formats.state_dict import StateDict, flatten, flattened_layers, to_state_dict
-from cnn_jax.training.augment import views
+from cnn_jax.training.views import views
 
 EPSILON = np.float32(1e-5)
 """What batch normalization adds to the variance, PyTorch's default."""

@@ -1,6 +1,6 @@
-"""Random changes of the training images, and views of an image whose predictions are averaged.
+"""Random changes of the training images.
 
-All of it runs on the device, inside the compiled step. The random numbers of an image come from a key of its own, so
+All of them run on the device, inside the compiled step. The random numbers of an image come from a key of its own, so
 that they do not depend on how a batch is divided among devices. Each operation is a pure function of images and of
 numbers between 0 and 1: a single call of the generator draws those for all operations, as each call takes XLA's CPU
 compiler about a second.
@@ -20,9 +20,6 @@ from cnn_jax.errors import UsageError, suggest
 
 Flip = Literal["none", "random", "alternating"]
 """Which images are mirrored."""
-
-TestTimeAugmentation = Literal["none", "flip", "multicrop"]
-"""The views of an image whose predictions are averaged."""
 
 ATTEMPTS = 10
 """How many times a rectangle is drawn until it fits into the image, as in torchvision."""
@@ -480,40 +477,6 @@ def symmetric_beta(uniform: jax.Array, alpha: float) -> jax.Array:
     # T ** 2 / (2 alpha + T ** 2), where T ** 2 = 2 alpha scaled / power
     root = jnp.sqrt(scaled / jnp.maximum(jnp.exp(log_power) + scaled, jnp.finfo(jnp.float32).tiny))
     return 0.5 * (1 + jnp.sign(cosine) * root)
-
-
-def views(images: jax.Array, tta: TestTimeAugmentation) -> tuple[jax.Array, tuple[float, ...]]:
-    """Views of each image; the prediction is the weighted mean of those of the views.
-
-    Args:
-        images: uint8 ``[B, H, W, C]``.
-        tta: ``"none"`` is the image itself, ``"flip"`` the image and its mirror image. ``"multicrop"`` is airbench's
-            (https://arxiv.org/abs/2404.00498): both of these, and both shifted by one pixel down and right and up and
-            left, filled by reflection; the unshifted views have half of the weight.
-
-    Returns:
-        uint8 ``[V, B, H, W, C]``, and the weights of the V views, which add up to 1.
-
-    Raises:
-        UsageError: unknown ``tta``, or images too small for it.
-    """
-    known = get_args(TestTimeAugmentation)
-    if tta not in known:
-        raise UsageError(f"unknown tta {tta!r}{suggest(tta, known)}; choices: {', '.join(known)}")
-    images = jnp.asarray(images)
-    if tta == "none":
-        return images[jnp.newaxis], (1.0,)
-    crops, weights = [images], (0.5, 0.5)
-    if tta == "multicrop":
-        height, width = images.shape[1:3]
-        if min(height, width) < 2:
-            raise UsageError(f"tta multicrop needs at least 2x2 pixels, the images have {height}x{width}: use flip")
-        # jnp.pad would do, but in jax 0.7 not for a symbolic number of images.
-        padded = jnp.concatenate([images[:, 1:2], images, images[:, -2:-1]], axis=1)
-        padded = jnp.concatenate([padded[:, :, 1:2], padded, padded[:, :, -2:-1]], axis=2)
-        crops += [padded[:, :height, :width], padded[:, 2:, 2:]]
-        weights = (0.25, 0.25, *(0.125,) * 4)
-    return jnp.stack([view for crop in crops for view in (crop, crop[:, :, ::-1])]), weights
 
 
 def _draw(keys: jax.Array, names: Iterable[str]) -> dict[str, jax.Array]:

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from cnn_jax.models.layers import BatchContext
-from cnn_jax.training.augment import Augment, TestTimeAugmentation, views
+from cnn_jax.training.augment import Augment
 from cnn_jax.training.metrics import CrossEntropy
 from cnn_jax.training.optimizer import Optimizer
 from cnn_jax.training.precision import Precision, compute_in, matmul_precision
 from cnn_jax.training.state import Params, TrainState, Variables
+from cnn_jax.training.views import TestTimeAugmentation, views
 
 
 @dataclass(frozen=True)
