@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import assert_same_outcome, stop_at
@@ -53,6 +55,25 @@ def test_the_results_have_pictures(searched):
     table = json.loads((searched.path / "results.json").read_text())
     assert table["selection_metric"] == "validation_accuracy"
     assert len(table["combinations"]) == 4
+
+
+def test_processes_that_ask_at_the_same_time_begin_no_trial_too_many(tmp_path, monkeypatch):
+    directory = create_search(CONFIG, VARIED, 3, tmp_path / "search")
+    num_begun = search._num_begun
+
+    def slow(study):
+        number = num_begun(study)
+        time.sleep(0.05)
+        return number
+
+    def ask_for_all(study):
+        return sum(1 for _ in iter(lambda: search._ask(study, directory, directory.plan()), None))
+
+    monkeypatch.setattr(search, "_num_begun", slow)
+    studies = [open_study(directory) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(ask_for_all, studies)) == 3
+    assert len(open_study(directory).trials) == 3
 
 
 def test_a_stopped_trial_is_picked_up(searched, tmp_path):

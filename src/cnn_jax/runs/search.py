@@ -206,12 +206,17 @@ def _open_next(
         member = _member(space, trial)
         if (result := directory.result(member.name, member.config)).is_done:  # ended before the study was told
             _tell(study, trial.number, result)
-    while _num_begun(study) < space.num_members:
-        trial = study.ask(space.distributions())
+    while (trial := _ask(study, directory, space)) is not None:
         training = open_member(stack, directory, _member(space, trial), **options)
         if training is not None:
             return trial, training
     return None
+
+
+def _ask(study: "optuna.Study", directory: SweepDirectory, space: Space) -> "Trial | None":
+    """Begin a trial; None if all have begun."""
+    with directory.locked():  # or processes that ask at the same time might begin one too many
+        return study.ask(space.distributions()) if _num_begun(study) < space.num_members else None
 
 
 def _tell(study: "optuna.Study", number: int, result: Result) -> None:

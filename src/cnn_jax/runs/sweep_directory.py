@@ -1,6 +1,7 @@
 """The directory of a sweep: its settings, a run directory for each member, and the results."""
 
 import contextlib
+import fcntl
 import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping
@@ -73,6 +74,14 @@ class SweepDirectory:
     def resume_command(self) -> str:
         """How to continue the sweep on the command line."""
         return f"python -m cnn_jax.sweep --resume --workdir {shlex.quote(str(self.path.absolute()))}"
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let the other processes of the sweep wait, unless the file system has no locks."""
+        with self._file.open("rb+") as file:  # NFS requires a file opened for writing
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def claimed(self, name: str) -> AbstractContextManager[None]:
         """Hold the claim of a member, which only one process can have, before anything else of it is opened.
