@@ -59,7 +59,7 @@ def test_training_steps_agree(pytorch_recipe, dataset, optimizer):
     peer = pytorch_recipe.Recipe(config, dataset)
     task = create_task_for(config, dataset)
     start = variables_of(peer._network)
-    state = task.init(jax.random.key(0), dataset.image_shape)
+    state = jax.jit(lambda: task.init(jax.random.key(0), dataset.image_shape))()
     copied = jax.tree.map(jnp.copy, start)  # the step donates its state
     state = state.replace(params=copied["params"], model_state={"batch_stats": copied["batch_stats"]})
     images, labels = peer._train

@@ -80,8 +80,7 @@ def test_bfloat16_products_have_bfloat16_factors(platform):
 @pytest.mark.parametrize("model", sorted(MODELS.keys() - {"resnet34", "resnet50"}))
 def test_bfloat16_computes_nearly_the_same_logits(model):
     exact, rough = (task_of(precision, model=model) for precision in ("float32", "bfloat16"))
-    variables = exact.init(KEY, (16, 16, 1)).variables
-    images = batch_of().images
+    variables, images = init(exact).variables, batch_of().images
     expected, logits = (jax.jit(task.logits)(variables, images) for task in (exact, rough))
     assert logits.dtype == jnp.float32
     error = np.abs(logits - expected).max() / np.abs(expected).max()
@@ -90,9 +89,9 @@ def test_bfloat16_computes_nearly_the_same_logits(model):
 
 def test_bfloat16_keeps_float32_parameters_gradients_and_loss():
     task = task_of("bfloat16", model="small", model_width=4)
-    state = task.init(KEY, (16, 16, 1))
+    state = init(task)
     exact = task_of("float32", model="small", model_width=4)
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+    value_and_grad = jax.jit(jax.value_and_grad(loss_fn, has_aux=True), static_argnums=2)
     (expected, _), exact_grads = value_and_grad(state.params, state.model_state, exact, batch_of(), KEY)
     (loss, _), grads = value_and_grad(state.params, state.model_state, task, batch_of(), KEY)
     assert {leaf.dtype for leaf in jax.tree.leaves((loss, grads))} == {jnp.dtype("float32")}
@@ -107,6 +106,10 @@ def test_bfloat16_keeps_float32_parameters_gradients_and_loss():
     new_state, metrics = train_step(state, batch_of(), KEY, 0.01, task=task)
     assert dtypes(new_state) == before
     assert metrics.loss.dtype == jnp.float32
+
+
+def init(task) -> TrainState:
+    return jax.jit(lambda: task.init(KEY, (16, 16, 1)))()
 
 
 def dtypes(state: TrainState):

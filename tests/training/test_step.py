@@ -151,7 +151,7 @@ class Recorder(nn.Module):
 
 def test_other_collections_are_part_of_the_state(batch):
     task = Task(Recorder(), Optimizer())
-    state = task.init(KEY, (16, 16, 1))
+    state = jax.jit(lambda: task.init(KEY, (16, 16, 1)))()
     assert state.model_state == {"counts": {"seen": 0}}
     for expected in (10, 20):
         state, _ = train_step(state, batch, KEY, 0.01, task=task)
