@@ -156,6 +156,10 @@ METRICS = fuzz.METADATA.epoch_metrics.to_numbers()
 FOREIGN = "were not written by this package"
 
 
+def as_lines(*records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -168,9 +172,12 @@ FOREIGN = "were not written by this package"
         ({"class_names": [1, 2, 3]}, FOREIGN),
         ({"class_names": ["a"] * 4}, rf"{FOREIGN} \(opt_state.0.mu.out.bias is not float32\[4\]\)"),
         ({"class_names": []}, FOREIGN),
-        ({"history": [RECORD | {"loss": "2.25"}]}, FOREIGN),
-        ({"history": [RECORD | {"step": 10**400}]}, FOREIGN),
-        ({"history": [RECORD | {"test_loss": 1e308}]}, FOREIGN),
+        ({"history": as_lines(RECORD | {"loss": "2.25"})}, FOREIGN),
+        ({"history": as_lines(RECORD | {"step": 10**400})}, FOREIGN),
+        ({"history": as_lines(RECORD | {"test_loss": 1e308})}, FOREIGN),
+        ({"history": [RECORD]}, FOREIGN),
+        ({"history": "{"}, FOREIGN),
+        ({"history": "[" * 100_000}, FOREIGN),
         ({"config": {"seed": -1}}, FOREIGN),
         ({"config": []}, FOREIGN),
         ({"epoch_metrics": {}}, FOREIGN),
@@ -190,7 +197,7 @@ def test_false_metadata_is_refused(workdir, checkpoint, values, message):
 
 @pytest.mark.parametrize("history", [[], [RECORD, RECORD], [RECORD | {"step": 3}], [RECORD | {"epoch": 1}]])
 def test_history_that_does_not_lead_to_the_step_is_refused(workdir, checkpoint, history):
-    alter(checkpoint, "meta/metadata", history=history)
+    alter(checkpoint, "meta/metadata", history=as_lines(*history))
     with pytest.raises(CnnJaxError, match="do not have 2 steps"):
         fuzz.resume_run(workdir)
 

@@ -16,6 +16,7 @@ from cnn_jax.errors import CnnJaxError
 from cnn_jax.runs import metadata
 from cnn_jax.runs.checkpoint import CheckpointWriter
 from cnn_jax.runs.run import load_run
+from cnn_jax.training.history import EpochRecord
 from cnn_jax.training.loop import Trainer
 
 
@@ -88,6 +89,16 @@ def test_newest_and_best_are_kept(train, tmp_path):
     assert load_run(tmp_path, "best").history[-1].epoch == best
     kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
     assert kept == {5 * 11, 5 * 12, 5 * (best + 1)}
+
+
+def test_every_epoch_is_converted_once_however_many_checkpoints_contain_it(train, tmp_path, monkeypatch):
+    """Otherwise the time would grow with the square of the number of epochs."""
+    converted = []
+    to_json = EpochRecord.to_json
+    monkeypatch.setattr(EpochRecord, "to_json", lambda record: converted.append(record.epoch) or to_json(record))
+    run = train(dataclasses.replace(CONFIG, epochs=12), tmp_path)
+    assert sorted(converted) == [*range(11), 11, 11]  # the last one also for the summary
+    assert load_run(tmp_path).history == run.history
 
 
 def test_the_best_is_not_chosen_by_the_accuracy_on_training_examples(train, tmp_path, monkeypatch):

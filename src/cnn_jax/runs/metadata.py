@@ -1,6 +1,7 @@
 """The metadata of a checkpoint: everything but the state, as JSON."""
 
 import dataclasses
+import json
 import math
 import reprlib
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from cnn_jax.training.loop import Progress, create_task
 from cnn_jax.training.metrics import Metrics
 from cnn_jax.training.task import Normalize, Task
 
-FORMAT = 7
+FORMAT = 8
 """The version of the format of checkpoints."""
 
 _METRICS = {"loss": float, "num_correct": int, "num_examples": int, "first_nonfinite_step": int}
@@ -90,7 +91,8 @@ class RunMetadata:
             **vars(self),
             "config": dataclasses.asdict(self.config),
             "preprocess": dataclasses.asdict(self.preprocess),
-            "history": [record.to_json() for record in self.history],
+            # As text, which takes milliseconds for thousands of epochs: every checkpoint contains all before it.
+            "history": "".join(record.json_line for record in self.history),
             "epoch_metrics": self.epoch_metrics.to_numbers(),
         }
 
@@ -122,12 +124,12 @@ class RunMetadata:
                 preprocess=_preprocess(values["preprocess"], values["image_shape"][-1]),
                 class_weights=_class_weights(values["class_weights"], len(values["class_names"])),
                 dark_background=_checked(values["dark_background"], bool),
-                history=tuple(_record(record) for record in _checked(values["history"], list)),
+                history=tuple(map(_record, _checked(values["history"], str).splitlines())),
                 epoch_seconds=_checked(values["epoch_seconds"], float),
                 epoch_input_wait_seconds=_checked(values["epoch_input_wait_seconds"], float),
                 epoch_metrics=_metrics(values["epoch_metrics"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError, UsageError) as error:
             raise CnnJaxError(
                 f"the checkpoints in {workdir} were not written by this package "
                 f"({reprlib.repr(str(error))}): start a new run"
@@ -166,9 +168,9 @@ def _class_weights(value: Any, num_classes: int) -> tuple[float, ...] | None:
     return weights
 
 
-def _record(value: Any) -> EpochRecord:
+def _record(line: str) -> EpochRecord:
     kinds = {field.name: int if field.type is int else float for field in dataclasses.fields(EpochRecord)}
-    return EpochRecord.from_json({name: _checked(number, kinds[name]) for name, number in value.items()})
+    return EpochRecord.from_json({name: _checked(number, kinds[name]) for name, number in json.loads(line).items()})
 
 
 def _metrics(value: Any) -> Metrics:

@@ -188,12 +188,12 @@ class Workdir:
 
     def write_history(self, history: Sequence[EpochRecord]) -> None:
         """Write ``metrics.jsonl``, one JSON object per line and epoch, replacing the file if it exists."""
-        self._write(METRICS, "".join(_json_line(record) for record in history))
+        self._write(METRICS, "".join(record.json_line for record in history))
 
     def append_history(self, record: EpochRecord) -> None:
         """Append an epoch to ``metrics.jsonl``."""
         with self._reporting(METRICS) as path, files.open_regular(path, os.O_RDWR | os.O_APPEND) as file:
-            file.write(_json_line(record).encode())
+            file.write(record.json_line.encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``."""
@@ -220,7 +220,3 @@ class Workdir:
             yield path
         except OSError as error:
             raise CnnJaxError(f"cannot write {path} ({error.strerror}): fix this, then rerun with --resume") from None
-
-
-def _json_line(record: EpochRecord) -> str:
-    return json.dumps(record.to_json()) + "\n"

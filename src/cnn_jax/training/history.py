@@ -1,8 +1,10 @@
 """The training history: one record per epoch."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 from cnn_jax.config import Config
@@ -49,8 +51,13 @@ class EpochRecord:
         return self.test_accuracy if self.validation_accuracy is None else self.validation_accuracy
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to JSON for a line of ``metrics.jsonl``, without the fields that are None."""
+        """Convert to JSON, without the fields that are None."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+    @cached_property
+    def json_line(self) -> str:
+        """The line of ``metrics.jsonl``: kept, because every later checkpoint contains it."""
+        return json.dumps(self.to_json()) + "\n"
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
