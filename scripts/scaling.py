@@ -30,7 +30,7 @@ TOPICS = {
     "epochs": (1, 10, 100, 1_000),
     "devices": (1, 2, 4, 8),
     "processes": (1, 2, 4),
-    "networks": (1, 2, 4, 8),
+    "networks": (1, 2, 4, 8, 64),
 }
 """The sizes of each topic; the other sizes are the smallest, or those in ``measure``."""
 
