@@ -3,11 +3,12 @@
     python scripts/scaling.py --topics images classes --json scaling.json
 
 Every row is measured in processes of its own, on made images of noise; figures of several processes are those of the
-first. "start" is the time from the call of ``fit`` to the first step, without compilation; "epoch" that of training for
-an epoch, and "between" that from its end to the beginning of the next, both the median of the last ten; "end" that from
-the end of the last epoch until the report is written. All times are in seconds but for that of an image. "memory_mb" is
-the most that the process used, without the images. "sums" is the number of sums over the devices in a step of the
-compiled program, and "sums_kb" their size.
+first. All times are in seconds but for those of an image. "start" is the time from the call of ``fit`` to the first
+step, without compilation; "epoch" that of training for an epoch, and "between" that from its end to the beginning of
+the next, both the median of the last ten; "end" that from the end of the last epoch until the report is written.
+"cpu_us" is the processor time for an image from the first step to the end of the last epoch, with evaluation and
+checkpoints: other programs have less influence on it. "memory_mb" is the most that the process used, without the
+images. "sums" is the number of sums over the devices in a step of the compiled program, and "sums_kb" their size.
 """
 
 import argparse
@@ -34,7 +35,8 @@ TOPICS = {
 }
 """The sizes of each topic; the other sizes are the smallest, or those in ``measure``."""
 
-COLUMNS = ("start", "compile", "epoch", "us_per_image", "between", "end", "memory_mb", "report_kb", "sums", "sums_kb")
+TIMES = ("start", "compile", "epoch", "us_per_image", "cpu_us", "between", "end")
+COLUMNS = (*TIMES, "memory_mb", "report_kb", "sums", "sums_kb")
 
 
 def main() -> None:
@@ -139,13 +141,18 @@ def train(config: Any, dataset: Any, workdir: Path) -> dict[str, float]:
 
     from cnn_jax import fit
 
-    began, chunks, ends, epochs = time.perf_counter(), [], [], []
+    began, chunks, ends, epochs, processor = time.perf_counter(), [], [], [], []
+
+    def on_chunk(report: Any) -> None:
+        chunks.append(time.perf_counter())
+        processor.append(time.process_time())
 
     def on_epoch(record: Any) -> None:
         ends.append(time.perf_counter())
         epochs.append(record.seconds)
+        processor.append(time.process_time())
 
-    fit(config, workdir, dataset=dataset, on_epoch=on_epoch, on_chunk=lambda report: chunks.append(time.perf_counter()))
+    fit(config, workdir, dataset=dataset, on_epoch=on_epoch, on_chunk=on_chunk)
     if not ends:
         return {}
     compiling = json.loads((workdir / "summary.json").read_text())["compile_seconds"]
@@ -154,6 +161,7 @@ def train(config: Any, dataset: Any, workdir: Path) -> dict[str, float]:
         "start": chunks[0] - began - compiling,
         "compile": compiling,
         "epoch": float(np.median(epochs[-10:])),
+        "cpu_us": 1e6 * (processor[-1] - processor[0]) / (len(epochs) * len(dataset.train)),
         "end": time.perf_counter() - ends[-1],
         "report_kb": (workdir / "report.html").stat().st_size / 1e3,
     } | ({"between": float(np.median(between[-10:]))} if len(epochs) > 1 else {})

@@ -92,7 +92,7 @@ def test_errors_of_scripts_are_one_line(tmp_path, words, message):
 def test_scaling_measures_a_row(tmp_path, topic, size, sums):
     done = run_script("scaling.py", "--topics", topic, "--sizes", str(size), "--json", "rows.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(rf"\| {topic} \| {size} \|( (\d[\d.,]*)? \|){{10}}", done.stdout.splitlines()[-1])
+    assert re.fullmatch(rf"\| {topic} \| {size} \|( (\d[\d.,]*)? \|){{11}}", done.stdout.splitlines()[-1])
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert (row["topic"], row["size"], row["sums"]) == (topic, size, sums)
     assert all(row[name] > 0 for name in ("epoch", "us_per_image", "end", "memory_mb", "report_kb"))
