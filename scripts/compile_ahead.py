@@ -52,7 +52,7 @@ from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError
 from cnn_jax.formats import stablehlo
 from cnn_jax.formats.network import Network
-from cnn_jax.training.ahead import lower_evaluation, lower_members, lower_training
+from cnn_jax.training.ahead import collectives, lower_evaluation, lower_members, lower_training
 from cnn_jax.training.input import chunk_length, num_batches
 from cnn_jax.training.loop import create_task
 from cnn_jax.training.sharding import REPLICATED, make_mesh
@@ -289,27 +289,6 @@ def measure(lowered: jax.stages.Lowered, target: Target, steps_per_epoch: int | 
         "estimated_epoch_seconds": None if None in (estimate, steps_per_epoch) else estimate * steps_per_epoch,
         "peak_fraction": None if not estimate else flops / estimate / target.flops,
     }
-
-
-COLLECTIVE = re.compile(
-    r"= (?P<shape>.*?) (?P<operation>all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
-    r"(?P<start>-start)?\("
-)
-
-
-def collectives(text: str) -> list[tuple[str, int]]:
-    """The collectives of a compiled program, each with the bytes of its result."""
-    found = []
-    for line in text.splitlines():
-        if match := COLLECTIVE.search(line):
-            shapes = re.findall(r"[a-z]+(\d*)\w*\[([\d,]*)\]", match["shape"])  # such as bf16[2,3], pred[]
-            if match["start"] and match["operation"] != "all-reduce":  # the operand comes first
-                shapes = shapes[len(shapes) // 2 :]
-            size = sum(
-                int(bits or 8) // 8 * math.prod(map(int, filter(None, shape.split(",")))) for bits, shape in shapes
-            )
-            found.append((match["operation"], size))
-    return found
 
 
 NO_KERNEL = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "partition-id", "replica-id")

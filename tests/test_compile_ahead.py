@@ -121,7 +121,7 @@ def test_a_program_whose_time_xla_cannot_estimate_has_no_estimate(ahead):
     assert figures["estimated_seconds"] is figures["estimated_epoch_seconds"] is figures["peak_fraction"] is None
 
 
-def test_collectives_and_kernels_are_counted(ahead):
+def test_kernels_are_counted(ahead):
     text = """
 %body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
   %p = (s32[], f32[4]{0}) parameter(0)
@@ -138,7 +138,6 @@ ENTRY %main (p: f32[4]) -> f32[4] {
   %while.1 = (s32[], f32[4]{0}) while(%t), condition=%cond, body=%body
 }
 """
-    assert ahead.collectives(text) == [("all-reduce", 4 * 4 + 2 * 6), ("all-gather", 4 * 8)]
     assert ahead.num_kernels(text) == 2
 
 

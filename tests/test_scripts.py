@@ -88,13 +88,13 @@ def test_errors_of_scripts_are_one_line(tmp_path, words, message):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("topic", "size"), [("classes", 20), ("networks", 2)])
-def test_scaling_measures_a_row(tmp_path, topic, size):
+@pytest.mark.parametrize(("topic", "size", "sums"), [("classes", 20, 1), ("processes", 2, 1), ("networks", 2, 0)])
+def test_scaling_measures_a_row(tmp_path, topic, size, sums):
     done = run_script("scaling.py", "--topics", topic, "--sizes", str(size), "--json", "rows.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(rf"\| {topic} \| {size} \|( \d[\d.,]* \|){{7}}", done.stdout.splitlines()[-1])
+    assert re.fullmatch(rf"\| {topic} \| {size} \|( (\d[\d.,]*)? \|){{11}}", done.stdout.splitlines()[-1])
     (row,) = json.loads((tmp_path / "rows.json").read_text())
-    assert (row["topic"], row["size"]) == (topic, size)
+    assert (row["topic"], row["size"], row["sums"]) == (topic, size, sums)
     assert all(row[name] > 0 for name in ("epoch", "us_per_image", "end", "memory_mb", "report_kb"))
 
 

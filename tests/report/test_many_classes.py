@@ -5,6 +5,9 @@ import tracemalloc
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
+from cnn_jax.config import Config
+from cnn_jax.data import Dataset
+from cnn_jax.report.page import save_page
 from cnn_jax.report.plots import MAX_CELLS, save_confusion
 from cnn_jax.report.tables import confused_pairs, confusion_counts, most_confused
 
@@ -45,3 +48,16 @@ def test_cells_of_merged_classes_add_up(tmp_path, monkeypatch):
     cells = np.expm1(drawn[0])
     assert cells.shape == (334, 334)
     np.testing.assert_allclose(cells, 9 * np.eye(334), rtol=1e-6)  # three classes with three images each
+
+
+def test_page_takes_little_memory_besides_the_logits(tmp_path):
+    labels = np.arange(4000, dtype=np.int32)
+    split = (np.zeros((4000, 2, 2), np.uint8), labels)
+    dataset = Dataset.from_arrays(split, split, class_names=list(map(str, labels)))
+    logits = np.zeros((4000, 4000), np.float32)
+    options = {"config": Config(), "history": (), "steps_per_epoch": 1, "test_loss": 1.0, "num_parameters": 1}
+    tracemalloc.start()
+    save_page(tmp_path / "report.html", dataset=dataset, logits=logits, **options)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * logits.nbytes

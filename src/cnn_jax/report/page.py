@@ -39,6 +39,9 @@ MAX_PAIRS = 8
 MAX_PICTURES = 24
 """The maximum number of misclassified test images to show."""
 
+ROWS = 1000
+"""The number of rows of logits to copy at a time: those of 10,000 classes take 40 MB."""
+
 PICTURE_SIDE = 96
 """The maximum height and width of a picture in pixels: two dozen pictures of noise take less than a megabyte."""
 
@@ -220,9 +223,8 @@ def _most_confident_mistakes(dataset: Dataset, logits: np.ndarray) -> list[dict[
     labels, names = dataset.test.labels, dataset.class_names
     predictions = np.argmax(logits, axis=-1)
     wrong = np.flatnonzero(predictions != labels)
-    outputs = np.nan_to_num(logits[wrong])  # infinity becomes the largest finite number
-    chosen = outputs[np.arange(len(wrong)), predictions[wrong]].astype(np.float64)
-    probabilities = np.exp(chosen - log_normalizers(outputs))
+    blocks = np.split(wrong, range(ROWS, len(wrong), ROWS))
+    probabilities = np.concatenate([_confidences(logits[rows], predictions[rows]) for rows in blocks])
     order = np.argsort(-probabilities, kind="stable")[:MAX_PICTURES]
     return [
         {
@@ -235,6 +237,13 @@ def _most_confident_mistakes(dataset: Dataset, logits: np.ndarray) -> list[dict[
         }
         for index, probability in zip(wrong[order], probabilities[order], strict=True)
     ]
+
+
+def _confidences(logits: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """The probability of the predicted class of each row of logits, float64 ``[N]``."""
+    logits = np.nan_to_num(logits)  # infinity becomes the largest finite number
+    chosen = logits[np.arange(len(logits)), predictions].astype(np.float64)
+    return np.exp(chosen - log_normalizers(logits))
 
 
 def _data_url(image: np.ndarray) -> str:

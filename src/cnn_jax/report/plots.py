@@ -43,8 +43,17 @@ LINE_WIDTH = 1.5
 MAX_MARKERS = 30
 """The maximum number of epochs for which each epoch has a marker."""
 
-MANY_CLASSES = 20
+FEW_CLASSES = 20
 """The maximum number of classes for which the confusion matrix has large cells, and zeros."""
+
+MAX_NUMBERED = 50
+"""The maximum number of classes for which the cells of the confusion matrix have numbers: each is slow to draw."""
+
+MAX_NAMED = 200
+"""The maximum number of classes for which the rows and columns of the confusion matrix have names."""
+
+CELL_SIZES = {FEW_CLASSES: 0.7, MAX_NUMBERED: 0.4, MAX_NAMED: 0.1}
+"""The height of a cell in inches, up to a number of classes: four digits, three digits, or a name have room."""
 
 MAX_CELLS = 500
 """The maximum number of classes with a row and a column of their own in the confusion matrix."""
@@ -236,54 +245,46 @@ def save_confusion(path: Path, labels: np.ndarray, predictions: np.ndarray, clas
     """
     from matplotlib import style
     from matplotlib.figure import Figure
-    from sklearn.metrics import ConfusionMatrixDisplay
 
     num_classes = len(class_names)
     counts = confusion_counts(labels, predictions, num_classes)
-    title = f"{counts.trace():,} of {counts.sum():,} test images correctly classified"
-    if num_classes > MAX_CELLS:
-        _save_merged_confusion(path, counts, title)
-        return
-    counts = counts.toarray()
-    many = num_classes > MANY_CLASSES
-    # Cells large enough for four digits, or for three of many classes; of very many, only the colors are visible.
-    size = min(max(5.0, (0.4 if many else 0.7) * num_classes + 2), 40.0)
+    merged = -(-num_classes // MAX_CELLS)
+    cell = next((inches for most, inches in CELL_SIZES.items() if num_classes <= most), 8 / num_classes)
+    size = max(5.0, cell * num_classes + 2)
     with style.context("default"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a character that the font lacks is drawn as a box
         figure = Figure(figsize=(size, size))
         axes = figure.subplots()
-        display = ConfusionMatrixDisplay(counts, display_labels=class_names).plot(
-            ax=axes,
-            cmap="Blues",
-            colorbar=False,
-            xticks_rotation=45,
-            values_format="d",
-            include_values=num_classes <= 100,
-        )
-        if many and display.text_ is not None:
-            for text in display.text_[counts == 0]:
-                text.remove()  # so that the mistakes can be seen among them
-        for label in axes.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
-        for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-            label.set_parse_math(False)  # class names may contain anything
-        axes.set(title=title, xlabel="predicted class", ylabel="true class")
+        if num_classes <= MAX_NUMBERED:
+            _draw_numbers(axes, counts.toarray())
+        else:
+            _draw_colors(axes, counts, merged)
+        if num_classes <= MAX_NAMED:
+            text = {"parse_math": False, "fontsize": min(10, 60 * cell)}  # names may contain anything
+            turned = {"rotation": 45 if num_classes <= MAX_NUMBERED else 90, "rotation_mode": "anchor"}
+            axes.set_xticks(range(num_classes), class_names, ha="right", va="center", **turned, **text)
+            axes.set_yticks(range(num_classes), class_names, **text)
+        axes.set_title(f"{counts.trace():,} of {counts.sum():,} test images correctly classified")
+        axes.set_xlabel("predicted class" if merged == 1 else f"predicted class, {merged} in a cell")
+        axes.set_ylabel("true class")
         figure.savefig(path, dpi=120, bbox_inches="tight")  # room for names of any length
 
 
-def _save_merged_confusion(path: Path, counts: csr_array, title: str) -> None:
-    """Plot the confusion matrix of very many classes: each cell adds up neighboring ones."""
-    from matplotlib import style
-    from matplotlib.figure import Figure
+def _draw_numbers(axes: "Axes", counts: np.ndarray) -> None:
+    """Draw the cells of a confusion matrix with numbers; of many classes, without zeros, to see the mistakes."""
+    from sklearn.metrics import ConfusionMatrixDisplay
 
-    num_classes = counts.shape[0]
-    merged = -(-num_classes // MAX_CELLS)
-    true, predicted = (places // merged for places in counts.tocoo().coords)
-    cells = coo_array((counts.tocoo().data, (true, predicted)), (MAX_CELLS, MAX_CELLS)).toarray()
-    with style.context("default"):
-        figure = Figure(figsize=(10, 10), layout="constrained")
-        axes = figure.subplots()
-        used = -(-num_classes // merged)
-        axes.imshow(np.log1p(cells[:used, :used]), cmap="Blues", extent=(0, num_classes, num_classes, 0))
-        axes.set(title=title, xlabel=f"predicted class, {merged} in a cell", ylabel="true class")
-        figure.savefig(path, dpi=120)
+    texts = ConfusionMatrixDisplay(counts).plot(ax=axes, cmap="Blues", colorbar=False, values_format="d").text_
+    for text in texts[counts == 0] if len(counts) > FEW_CLASSES else ():
+        text.remove()
+
+
+def _draw_colors(axes: "Axes", counts: csr_array, merged: int) -> None:
+    """Draw the cells of a confusion matrix without numbers, each of which adds up ``merged`` neighboring classes."""
+    cells = counts.tocoo()
+    num_cells = -(-counts.shape[0] // merged)
+    coords = tuple(places // merged for places in cells.coords)
+    values = coo_array((cells.data, coords), (num_cells, num_cells)).toarray()
+    end = merged * num_cells - 0.5
+    # The logarithm, so that a single mistake can be seen.
+    axes.imshow(np.log1p(values), cmap="Blues", extent=(-0.5, end, end, -0.5))
