@@ -27,10 +27,7 @@ from cnn_jax.data import Dataset, Split, load
 from cnn_jax.errors import CnnJaxError
 
 EPOCHS = 10
-"""Epochs of each training, in each of which the examples are repeated for ``STEPS`` steps."""
-
-STEPS = 20
-"""Steps of an epoch."""
+"""Epochs of each training, in which the examples are repeated."""
 
 
 def main() -> None:
@@ -82,26 +79,27 @@ def compare(flags: argparse.Namespace, init_from: Path, dataset: Dataset) -> Non
         optimizer="adamw",
         learning_rate=0.003,
         schedule="cosine",
-        warmup="20 steps",
+        warmup="1 epoch",
         weight_decay=0.01,
         shift=2,
     )
+    size = flags.steps * config.batch_size // EPOCHS
     weights = {"from random weights": None, "from pretrained weights": str(init_from)}
     print(f"| examples per class | {' | '.join(weights)} |\n| --- | --- | --- |")
     for number in flags.examples:
         cells = []
         for init_from in weights.values():
             trained = dataclasses.replace(config, init_from=init_from)
-            accuracies = tuple(accuracy(trained, dataset, number, seed) for seed in range(flags.seeds))
+            accuracies = tuple(accuracy(trained, dataset, number, size, seed) for seed in range(flags.seeds))
             cells.append(spread(accuracies, 3))
         print(f"| {number} | {' | '.join(cells)} |", flush=True)
 
 
-def accuracy(config: Config, dataset: Dataset, number: int, seed: int) -> float:
-    """The test accuracy after training on a number of examples per class."""
+def accuracy(config: Config, dataset: Dataset, number: int, size: int, seed: int) -> float:
+    """The test accuracy after training on a number of examples per class, repeated up to a size."""
     from cnn_jax.runs.fit import fit
 
-    few = dataclasses.replace(dataset, train=choose(dataset.train, number, STEPS * config.batch_size, seed))
+    few = dataclasses.replace(dataset, train=choose(dataset.train, number, size, seed))
     config = dataclasses.replace(config, seed=seed)
     with tempfile.TemporaryDirectory() as directory:
         return fit(config, Path(directory) / "run", dataset=few, report=False).history[-1].test_accuracy
@@ -122,6 +120,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", default="digits", help="dataset to train on (default: %(default)s)")
     parser.add_argument("--examples", type=int, nargs="+", default=[1, 3, 10, 30], help="examples per class")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each training (default: %(default)s)")
     parser.add_argument("--data-dir", help="directory of the dataset (default: $CNN_JAX_DATA_DIR)")
     return parser.parse_args()
 

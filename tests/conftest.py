@@ -46,15 +46,18 @@ def default_logging():
 
 @pytest.fixture(scope="session", autouse=True)
 def user_cache(tmp_path_factory):
-    """A user's cache of this process of the session, and programs compiled once for all and the commands they start."""
-    cache = tmp_path_factory.mktemp("cache")
-    shared = tmp_path_factory.getbasetemp()
+    """A user's cache of this process, and one of compiled programs for all and the commands that they start.
+
+    The latter is that of ``JAX_COMPILATION_CACHE_DIR``, where programs are left for the next session, or a new one.
+    """
+    cache, session = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
+        session = session.parent
+    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", session / "compiled")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         for name, value in {
-            "jax_compilation_cache_dir": str(shared / "compiled"),
+            "jax_compilation_cache_dir": str(compiled),
             "jax_persistent_cache_min_compile_time_secs": 0.0,
         }.items():
             jax.config.update(name, value)

@@ -55,7 +55,7 @@ def test_speedrun_prints_a_table(tmp_path):
 
 @pytest.mark.parametrize("pretrained", ["given", "trained"])
 def test_transfer_prints_a_table(tmp_path, pretrained):
-    words = ["--examples", "1", "--seeds", "2"]
+    words = ["--examples", "1", "--seeds", "2", "--steps", "20"]
     if pretrained == "given":
         config = Config(dataset="digits", epochs=1, model="small", model_width=4)
         words += ["--init-from", fit(config, tmp_path / "run", report=False).workdir]
