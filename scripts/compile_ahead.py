@@ -17,7 +17,6 @@ compiled too.
 import argparse
 import dataclasses
 import importlib.util
-import itertools
 import json
 import math
 import os
@@ -44,6 +43,7 @@ os.environ |= {
 }
 
 import jax
+from hlo import collectives, num_kernels, num_launches
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -52,7 +52,7 @@ from cnn_jax.config import Config
 from cnn_jax.errors import CnnJaxError
 from cnn_jax.formats import stablehlo
 from cnn_jax.formats.network import Network
-from cnn_jax.training.ahead import collectives, lower_evaluation, lower_members, lower_training
+from cnn_jax.training.ahead import lower_evaluation, lower_members, lower_training
 from cnn_jax.training.input import chunk_length, num_batches
 from cnn_jax.training.loop import create_task
 from cnn_jax.training.sharding import REPLICATED, make_mesh
@@ -289,40 +289,6 @@ def measure(lowered: jax.stages.Lowered, target: Target, steps_per_epoch: int | 
         "estimated_epoch_seconds": None if None in (estimate, steps_per_epoch) else estimate * steps_per_epoch,
         "peak_fraction": None if not estimate else flops / estimate / target.flops,
     }
-
-
-NO_KERNEL = ("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "while", "partition-id", "replica-id")
-"""Operations without a kernel of their own, as those whose name ends with -done."""
-
-
-def num_kernels(text: str) -> int:
-    """The number of kernels that a GPU launches in an iteration of the program's loop, or without one in all."""
-    entry = text[re.search("^ENTRY ", text, flags=re.MULTILINE).start() :]
-    loop = re.search(r" while\(.*body=%?([\w.\-]+)", entry)
-    head = re.escape(loop[1]) if loop else r"[\w.\-]+"
-    start = re.search(rf"^{'' if loop else 'ENTRY '}%?{head} \(.*\{{$", text, flags=re.MULTILINE)
-    body = text[start.end() : text.index("\n}", start.end())]
-    operations = re.findall(r"^ *(?:ROOT )?%?[\w.\-]+ = .*? ([a-z][a-z\-]*)\(", body, flags=re.MULTILINE)
-    return sum(operation not in NO_KERNEL and not operation.endswith("-done") for operation in operations)
-
-
-def num_launches(thunks: str) -> int | None:
-    """The number of launches in an iteration of the loop of a program for GPUs, or without a loop in all.
-
-    Args:
-        thunks: XLA's dump of what the host does, where launches within one launch are indented; may be empty.
-    """
-    lines = [re.match(r"( *)(?:\d+: (k\w+)|condition:|body:)", line) for line in thunks.splitlines()]
-    launches = [(len(match[1]), match[2]) for match in filter(None, lines) if match[2]]
-    if not launches:
-        return None
-    loop = next((place for place, (_, kind) in enumerate(launches) if kind == "kWhile"), None)
-    if loop is None:
-        return sum(indent == launches[0][0] for indent, _ in launches)
-    if launches[loop][0] > launches[0][0]:  # the loop is in a command buffer
-        return 0
-    inside = list(itertools.takewhile(lambda launch: launch[0] > launches[loop][0], launches[loop + 1 :]))
-    return sum(indent == inside[0][0] for indent, _ in inside)
 
 
 def _amount(key: str, scale: float, digits: int = 1) -> Callable[[dict[str, Any]], str]:

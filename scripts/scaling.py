@@ -4,11 +4,12 @@
 
 Every row is measured in processes of its own, on made images of noise; figures of several processes are those of the
 first. All times are in seconds but for those of an image. "start" is the time from the call of ``fit`` to the first
-step, without compilation; "epoch" that of training for an epoch, and "between" that from its end to the beginning of
-the next, both the median of the last ten; "end" that from the end of the last epoch until the report is written.
-"cpu_us" is the processor time for an image from the first step to the end of the last epoch, with evaluation and
-checkpoints: other programs have less influence on it. "memory_mb" is the most that the process used, without the
-images. "sums" is the number of sums over the devices in a step of the compiled program, and "sums_kb" their size.
+step, without "compile", that of compilation; "epoch" that of training for an epoch, and "between" that from its end to
+the beginning of the next, both the median of the last ten; "end" that from the end of the last epoch until the report
+is written. "cpu_us" is the processor time for an image from the first step to the end of the last epoch, with
+evaluation and checkpoints: other programs have less influence on it. "memory_mb" is the most that the process used,
+without the images, and "report_kb" the size of the page. "sums" is the number of sums over the devices in a step of the
+compiled program, and "sums_kb" their size.
 """
 
 import argparse
@@ -23,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from hlo import collectives
 
 TOPICS = {
     "images": (1_000, 10_000, 100_000, 1_000_000, 10_000_000),
@@ -83,7 +86,11 @@ def start_and_wait(topic: str, size: int) -> dict[str, float]:
         )
         for process in range(size if topic == "processes" else 1)
     ]
-    outputs = [process.communicate()[0] for process in started]
+    try:
+        outputs = [process.communicate()[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()  # without effect on those that have ended
     if any(process.returncode for process in started):
         sys.exit(f"error: the measurement of {size} {topic} failed")
     return json.loads(outputs[0].splitlines()[-1])
@@ -95,7 +102,7 @@ def measure(topic: str, size: int, process: int, port: int) -> dict[str, float]:
 
     from cnn_jax import Config
 
-    logging.disable(logging.WARNING)  # nothing can be learned from noise
+    logging.disable(logging.WARNING)  # that the network learns nothing from noise
     if topic == "processes":
         jax.distributed.initialize(f"localhost:{port}", size, process)
     sizes = {"images": 10_000, "side": 28, "classes": 10, "epochs": 2, "networks": 1}
@@ -185,7 +192,7 @@ def train_sweep(config: Any, dataset: Any, workdir: Path, num_networks: int) -> 
 
 def sums(config: Any, dataset: Any, num_networks: int) -> dict[str, float]:
     """The sums over the devices in a step of the compiled program: their number, and the bytes of their results."""
-    from cnn_jax.training.ahead import collectives, lower_members, lower_training
+    from cnn_jax.training.ahead import lower_members, lower_training
     from cnn_jax.training.input import num_batches
     from cnn_jax.training.loop import create_task_for
     from cnn_jax.training.sharding import make_mesh
@@ -198,8 +205,8 @@ def sums(config: Any, dataset: Any, num_networks: int) -> dict[str, float]:
     else:
         shared |= {"num_members": mesh.size, "num_examples": len(dataset.train), "chunk_steps": steps}
         lowered = lower_members(task, dataset.image_shape, mesh, **shared)
-    found = collectives(lowered.compile().as_text())
-    return {"sums": len(found), "sums_kb": sum(size for _, size in found) / 1e3}
+    found = [size for operation, size in collectives(lowered.compile().as_text()) if operation == "all-reduce"]
+    return {"sums": len(found), "sums_kb": sum(found) / 1e3}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from PIL import Image
 from cnn_jax import cli
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, load
+from cnn_jax.processors import num_processors
 
 
 def main() -> None:
@@ -41,15 +42,14 @@ def main() -> None:
         datasets = {"decoded whenever used": streamed, "memory-mapped": load(config)}
         reading = in_turns({name: Reader(config, dataset) for name, dataset in datasets.items()}, flags.rounds)
         training = in_turns({name: Learner(config, dataset) for name, dataset in datasets.items()}, flags.rounds)
-    print(
-        f"{flags.images:,} JPEG files of {flags.side}x{flags.side} pixels, {os.cpu_count()} processors, {flags.model}"
-    )
+    processors = num_processors()
+    print(f"{flags.images:,} JPEG files of {flags.side}x{flags.side} pixels, {processors} processors, {flags.model}")
     print("| images per second | first reading | reading | per processor | training | waiting for images |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in datasets:
         read, (trained, waiting) = reading[name][0], training[name]
         first = f"{first_pass:,.0f}" if name == "decoded whenever used" else ""
-        print(f"| {name} | {first} | {read:,.0f} | {read / os.cpu_count():,.0f} | {trained:,.0f} | {waiting:.1%} |")
+        print(f"| {name} | {first} | {read:,.0f} | {read / processors:,.0f} | {trained:,.0f} | {waiting:.1%} |")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -46,16 +47,18 @@ def default_logging():
 
 @pytest.fixture(scope="session", autouse=True)
 def user_cache(tmp_path_factory):
-    """A user's cache of this process, and one of compiled programs for all and the commands that they start.
+    """A user's cache for this process, and one of compiled programs for all processes of the session.
 
-    The latter is that of ``JAX_COMPILATION_CACHE_DIR``, where programs are left for the next session, or a new one.
+    The latter is ``JAX_COMPILATION_CACHE_DIR`` if it is set, so that later sessions find the programs.
     """
     cache, session = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         session = session.parent
-    compiled = os.environ.get("JAX_COMPILATION_CACHE_DIR", session / "compiled")
+    compiled = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or session / "compiled").absolute()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
+        # jax does not write programs at once: what another process is writing is compiled instead.
+        patch.setenv("PYTHONWARNINGS", "ignore:Error reading persistent compilation cache entry")
         for name, value in {
             "jax_compilation_cache_dir": str(compiled),
             "jax_persistent_cache_min_compile_time_secs": 0.0,

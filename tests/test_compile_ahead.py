@@ -121,26 +121,6 @@ def test_a_program_whose_time_xla_cannot_estimate_has_no_estimate(ahead):
     assert figures["estimated_seconds"] is figures["estimated_epoch_seconds"] is figures["peak_fraction"] is None
 
 
-def test_kernels_are_counted(ahead):
-    text = """
-%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
-  %p = (s32[], f32[4]{0}) parameter(0)
-  %x = f32[4]{0} get-tuple-element(%p), index=1
-  %fusion.1 = (f32[4]{0}, f32[2,3]{1,0}) fusion(%x), kind=kLoop, calls=%fused
-  %psum.1 = (f32[4]{0}, bf16[2,3]{1,0}) all-reduce-start(%x, %y), replica_groups={}
-  %psum.2 = (f32[4]{0}, bf16[2,3]{1,0}) all-reduce-done(%psum.1)
-  ROOT %t = (s32[], f32[4]{0}) tuple(%i, %z)
-}
-
-ENTRY %main (p: f32[4]) -> f32[4] {
-  %copy.1 = f32[4]{0} copy(%p)
-  %gather.1 = (f32[4]{0}, f32[8]{0}) all-gather-start(%copy.1), dimensions={0}
-  %while.1 = (s32[], f32[4]{0}) while(%t), condition=%cond, body=%body
-}
-"""
-    assert ahead.num_kernels(text) == 2
-
-
 @needs_libtpu
 def test_members_of_a_sweep_exchange_nothing(ahead):
     target, recipe = ahead.TARGETS["v5e-8"], ahead.Recipe("test", Config(), (28, 28, 1), 60_000, 10_000, 10)
@@ -150,31 +130,3 @@ def test_members_of_a_sweep_exchange_nothing(ahead):
     assert figures["convolutions"] > 0
     assert figures["host_transfers"] == 0
     assert figures["aliased_bytes"] >= 2 * STATE_BYTES
-
-
-THUNKS = """
-000: kCommandBuffer [source       | next=012 (1)]
-    001: kCopy         [source | sink] kCopy
-012: kWhile         [prev=000 (1) | next=000 (1)]
-condition:
-    013: kCustomKernel [source | sink] wrapped_compare grid: [1, 1, 1]
-  body:
-    014: kCustomKernel  [source       | next=015 (1)] loop_multiply_fusion grid: [613, 1, 1]
-    015: kConvolution   [prev=014 (1) | next=016 (1)] kConvolution
-    000: kCommandBuffer [prev=017 (1) | next=057 (1)]
-        018: kCustomKernel [source        | next=019 (1)] loop_reduce_fusion_1 grid: [150, 1, 1]
-        019: kCustomKernel [prev=018 (1)  | next=020 (1)] gemm_fusion_dot_12 grid: [840, 1, 1]
-    057: kConvolution   [prev=000 (1) | next=058 (1)] kConvolution
-000: kCommandBuffer [prev=012 (1) | sink        ]
-    073: kCustomKernel [source | sink] wrapped_add_1 grid: [1, 1, 1]
-"""
-"""From XLA's dump of the lesson's training program for an H100, abridged."""
-
-
-def test_launches_of_a_step(ahead):
-    """The condition, a kernel, two convolutions, and a command buffer."""
-    assert ahead.num_launches(THUNKS) == 5
-    assert ahead.num_launches("\n".join(THUNKS.splitlines()[9:12])) == 1  # a command buffer and no loop
-    inside = "000: kCommandBuffer\n" + "\n".join(f"    {line}" for line in THUNKS.splitlines()[3:])
-    assert ahead.num_launches(inside) == 0  # the whole loop is launched once
-    assert ahead.num_launches("") is None

@@ -9,8 +9,11 @@ import pytest
 from cnn_jax.processors import cpu_model, num_processors
 
 
-def test_all_processors_of_the_process_are_counted():
-    assert num_processors() == len(os.sched_getaffinity(0))
+@pytest.mark.parametrize(("count", "expected"), [(3, 3), (None, 1)])
+def test_where_the_system_does_not_say_which_may_be_used_all_are_counted(monkeypatch, count, expected):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: count)
+    assert num_processors() == expected
 
 
 @pytest.mark.skipif(num_processors() < 2, reason="needs two processors")

@@ -56,7 +56,7 @@ NOT_RUN = {
     "python -m cnn_jax.train --dataset folder:big --cache-limit 1 --epochs 1 --batch-size 32 --model small "
     "--model-width 4": "needs 41,000 images",
     "python scripts/streaming.py --images 2000 --side 64": "takes minutes; tests/test_scripts.py runs it briefly",
-    "python scripts/scaling.py --json scaling.json": "needs minutes; tests/test_scripts.py measures two rows",
+    "python scripts/scaling.py --json scaling.json": "needs minutes; tests/test_scripts.py measures three rows",
     "python scripts/transfer.py --dataset fashion_mnist --examples 1 3 10 30 --seeds 3": "needs Fashion-MNIST",
     "python scripts/compile_ahead.py --targets h100-1 --presets tutorial --members 1 16 64": "needs jax's CUDA plugin",
     "python scripts/single_batch.py --dataset digits": "tests/test_scripts.py runs it",

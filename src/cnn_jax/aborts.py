@@ -36,7 +36,7 @@ def end_in_one_line() -> None:
     """Handle such aborts of this process by an error message and exit status 1; other aborts stay as they are.
 
     What C code writes to ``stderr``, but not what Python writes, is kept in a temporary file to tell them apart. This
-    works with glibc, for which jaxlib is compiled on Linux, and does nothing elsewhere.
+    works with glibc, for which jaxlib is compiled on Linux; elsewhere, and before jax 0.9.2, it does nothing.
     """
     if platform.libc_ver()[0] != "glibc" or not ABORTS:
         return

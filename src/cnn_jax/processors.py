@@ -1,4 +1,4 @@
-"""The processors of this machine."""
+"""The processors that a process may use."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def num_processors() -> int:
-    """The number of processors that this process may use, which can be less than the machine has."""
+    """The number of processors that this process may run on, as ``taskset`` sets it; a container's quota is ignored."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

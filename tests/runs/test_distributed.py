@@ -97,10 +97,11 @@ def run(count, *words, cwd, environments=None):
 
 
 def is_error_of_runtime(err, message):
-    """Whether this is the message by which ``aborts`` replaces that of jax's runtime, or that itself, if it exits."""
+    """Whether this is the message with which ``aborts`` replaces the runtime's, or the latter before jax 0.9.2."""
     if ABORTS:
         return err == f"error: {message}\n"
-    return "JAX distributed service detected fatal errors" in err and len(err.splitlines()) < 10
+    is_connecting = "RegisterTask" in err
+    return "JAX distributed service detected fatal errors" in err and is_connecting == (message == NOT_CONNECTED)
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"

@@ -4,9 +4,8 @@ import jax
 
 from cnn_jax.config import Config
 from cnn_jax.training import evaluation, loop
-from cnn_jax.training.ahead import collectives, lower_evaluation, lower_training
-from cnn_jax.training.loop import Trainer, abstract_state, create_task_for
-from cnn_jax.training.sharding import make_mesh
+from cnn_jax.training.ahead import lower_evaluation, lower_training
+from cnn_jax.training.loop import Trainer
 
 
 def recorded(monkeypatch, module, name):
@@ -32,20 +31,3 @@ def test_the_programs_are_those_of_a_trainer(monkeypatch, dataset):
     assert {training.as_text()} == set(trained)
     logits = lower_evaluation(trainer.task, num_images=len(dataset.test), **common)
     assert {logits.as_text()} == set(evaluated)
-
-
-def test_devices_sum_gradients_loss_and_number_correct_at_once(dataset):
-    task = create_task_for(Config(batch_size=9), dataset)
-    lowered = lower_training(task, dataset.image_shape, make_mesh(jax.devices()[:2]), batch_size=9, steps_per_epoch=6)
-    num_parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_state(task, dataset.image_shape).params))
-    assert collectives(lowered.compile().as_text()) == [("all-reduce", 4 * (num_parameters + 2))]
-
-
-def test_bytes_of_collectives():
-    text = """
-  %psum.1 = (f32[4]{0}, bf16[2,3]{1,0}) all-reduce-start(%x, %y), replica_groups={}
-  %psum.2 = (f32[4]{0}, bf16[2,3]{1,0}) all-reduce-done(%psum.1)
-  %gather.1 = (f32[4]{0}, f32[8]{0}) all-gather-start(%copy.1), dimensions={0}
-  %copy.1 = f32[4]{0} copy(%p)
-"""
-    assert collectives(text) == [("all-reduce", 4 * 4 + 2 * 6), ("all-gather", 4 * 8)]

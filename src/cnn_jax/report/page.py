@@ -39,7 +39,7 @@ MAX_PAIRS = 8
 MAX_PICTURES = 24
 """The maximum number of misclassified test images to show."""
 
-ROWS = 1000
+ROWS_AT_A_TIME = 1000
 """The number of rows of logits to copy at a time: those of 10,000 classes take 40 MB."""
 
 PICTURE_SIDE = 96
@@ -223,7 +223,7 @@ def _most_confident_mistakes(dataset: Dataset, logits: np.ndarray) -> list[dict[
     labels, names = dataset.test.labels, dataset.class_names
     predictions = np.argmax(logits, axis=-1)
     wrong = np.flatnonzero(predictions != labels)
-    blocks = np.split(wrong, range(ROWS, len(wrong), ROWS))
+    blocks = np.split(wrong, range(ROWS_AT_A_TIME, len(wrong), ROWS_AT_A_TIME))
     probabilities = np.concatenate([_confidences(logits[rows], predictions[rows]) for rows in blocks])
     order = np.argsort(-probabilities, kind="stable")[:MAX_PICTURES]
     return [
@@ -240,8 +240,8 @@ def _most_confident_mistakes(dataset: Dataset, logits: np.ndarray) -> list[dict[
 
 
 def _confidences(logits: np.ndarray, predictions: np.ndarray) -> np.ndarray:
-    """The probability of the predicted class of each row of logits, float64 ``[N]``."""
-    logits = np.nan_to_num(logits)  # infinity becomes the largest finite number
+    """The probability of the predicted class of each row of logits, which are changed; float64 ``[N]``."""
+    np.nan_to_num(logits, copy=False)  # infinity becomes the largest finite number
     chosen = logits[np.arange(len(logits)), predictions].astype(np.float64)
     return np.exp(chosen - log_normalizers(logits))
 

@@ -53,7 +53,7 @@ MAX_NAMED = 200
 """The maximum number of classes for which the rows and columns of the confusion matrix have names."""
 
 CELL_SIZES = {FEW_CLASSES: 0.7, MAX_NUMBERED: 0.4, MAX_NAMED: 0.1}
-"""The height of a cell in inches, up to a number of classes: four digits, three digits, or a name have room."""
+"""Inches of the picture for each class, up to a number of classes: four digits, three digits, or a name have room."""
 
 MAX_CELLS = 500
 """The maximum number of classes with a row and a column of their own in the confusion matrix."""

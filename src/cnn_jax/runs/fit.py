@@ -1,4 +1,4 @@
-"""Training from a config to a run directory: ``fit`` and ``resume``."""
+"""Training from a config to a run directory: ``fit``, ``resume``, and ``train``, of which both are made."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence

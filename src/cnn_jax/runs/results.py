@@ -39,8 +39,9 @@ def load_results(
         data_dir: the directory of the datasets, by default the runs' own.
 
     Raises:
-        UsageError: the same run twice, not a run directory, a run without training, or ``dataset`` cannot be loaded.
-        CnnJaxError: the checkpoints of a run are damaged, or were written by another version of the package.
+        UsageError: the same run twice, not a run directory, or a run without training.
+        CnnJaxError: the checkpoints of a run are damaged, or were written by another version of the package; or data
+            that ``dataset`` or ``data_dir`` names cannot be loaded.
     """
     paths: list[Path] = []
     for workdir in map(Path, workdirs):
@@ -77,13 +78,12 @@ def _evaluate(runs: Sequence[Run], dataset: str | None, data_dir: str | Path | N
     results = {}
     for settings, indices in sharing.items():
         try:
-            loaded = data.load(settings)
+            evaluated = list(_evaluate_sharing([runs[index] for index in indices], settings))
         except CnnJaxError as error:
-            if dataset is not None:
+            if dataset is not None or data_dir is not None:  # what the caller names is there, or it is an error
                 raise
-            results |= dict.fromkeys(indices, str(error))
-        else:
-            results |= zip(indices, _evaluate_on(loaded, [runs[index] for index in indices]), strict=True)
+            evaluated = [str(error)] * len(indices)
+        results |= zip(indices, evaluated, strict=True)
     return [results[index] for index in range(len(runs))]
 
 
@@ -94,8 +94,13 @@ def _data_settings(config: Config, dataset: str | None, data_dir: str | Path | N
     return Config(**settings | {name: value for name, value in changes.items() if value is not None})
 
 
-def _evaluate_on(dataset: Dataset, runs: Sequence[Run]) -> Iterator[ImageResults | str]:
-    """Evaluate runs on the test images of a dataset, if it is theirs."""
+def _evaluate_sharing(runs: Sequence[Run], settings: Config) -> Iterator[ImageResults | str]:
+    """Evaluate runs with the same settings of the data on its test images, if they are theirs.
+
+    Raises:
+        CnnJaxError: the data cannot be loaded.
+    """
+    dataset = data.load(settings)
     try:
         sha256, digests, files = dataset.sha256, _digests(dataset), dataset.test.files
     except ChangedImageError as error:

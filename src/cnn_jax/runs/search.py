@@ -215,7 +215,7 @@ def _open_next(
 
 def _ask(study: "optuna.Study", directory: SweepDirectory, space: Space) -> "Trial | None":
     """Begin a trial; None if all have begun."""
-    with directory.locked():  # or processes that ask at the same time might begin one too many
+    with directory.exclusively():  # or processes that ask at the same time might begin one too many
         return study.ask(space.distributions()) if _num_begun(study) < space.num_members else None
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -76,9 +77,13 @@ class SweepDirectory:
         return f"python -m cnn_jax.sweep --resume --workdir {shlex.quote(str(self.path.absolute()))}"
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Let the other processes of the sweep wait, unless the file system has no locks."""
-        with self._file.open("rb+") as file:  # NFS requires a file opened for writing
+    def exclusively(self) -> Iterator[None]:
+        """Wait until no other process is in this context; without effect on file systems that have no locks."""
+        try:
+            file = files.open_regular(self.path / ".lock", os.O_RDWR | os.O_CREAT)  # NFS locks only what is writable
+        except OSError as error:
+            raise UsageError(f"cannot write {self.path} ({error.strerror}): make it writable") from None
+        with file:
             with contextlib.suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -1,12 +1,10 @@
 """The compiled programs of a run, lowered on shapes alone: for devices that this machine need not have.
 
 The devices of the mesh may come from ``jax.experimental.topologies``. What ``lower_training`` and ``lower_evaluation``
-return compiles to the programs that ``Trainer`` runs on such devices. ``collectives`` reads
-from a compiled program what the devices exchange.
+return compiles to the programs that ``Trainer`` runs on such devices.
 """
 
 import math
-import re
 from typing import Any
 
 import jax
@@ -22,11 +20,6 @@ from cnn_jax.training.sharding import BATCHES, MEMBERS, REPLICATED, padded
 from cnn_jax.training.state import TrainState
 from cnn_jax.training.step import Batch
 from cnn_jax.training.task import Task
-
-COLLECTIVE = re.compile(
-    r"= (?P<shape>.*?) (?P<operation>all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)"
-    r"(?P<start>-start)?\("
-)
 
 
 def lower_training(
@@ -117,25 +110,6 @@ def lower_members(
     shared, examples = _sharded((shared, examples), REPLICATED, mesh)
     chunk = MemberChunk(indices, *shared)
     return train_member_chunk.lower(state, metrics, chunk, examples, keys, learning_rates, task=task, mesh=mesh)
-
-
-def collectives(text: str) -> list[tuple[str, int]]:
-    """The collectives of a compiled program, each with the bytes of its result; those in a loop are counted once.
-
-    Args:
-        text: the program in XLA's HLO, as ``jax.stages.Compiled.as_text`` returns it.
-    """
-    found = []
-    for line in text.splitlines():
-        if match := COLLECTIVE.search(line):
-            shapes = re.findall(r"[a-z]+(\d*)\w*\[([\d,]*)\]", match["shape"])  # such as bf16[2,3], pred[]
-            if match["start"] and match["operation"] != "all-reduce":  # the operand comes first
-                shapes = shapes[len(shapes) // 2 :]
-            size = sum(
-                int(bits or 8) // 8 * math.prod(map(int, filter(None, shape.split(",")))) for bits, shape in shapes
-            )
-            found.append((match["operation"], size))
-    return found
 
 
 def _sharded(tree: Any, spec: PartitionSpec, mesh: Mesh) -> Any:
