@@ -24,10 +24,13 @@ from speedrun import spread
 from cnn_jax import cli
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, Split, load
-from cnn_jax.errors import CnnJaxError
+from cnn_jax.errors import CnnJaxError, UsageError
 
 EPOCHS = 10
-"""Epochs of each training, in which the examples are repeated."""
+"""Epochs of each training, in each of which the examples are repeated for ``STEPS`` steps."""
+
+STEPS = 20
+"""Steps of an epoch."""
 
 
 def main() -> None:
@@ -83,32 +86,33 @@ def compare(flags: argparse.Namespace, init_from: Path, dataset: Dataset) -> Non
         weight_decay=0.01,
         shift=2,
     )
-    size = flags.steps * config.batch_size // EPOCHS
     weights = {"from random weights": None, "from pretrained weights": str(init_from)}
     print(f"| examples per class | {' | '.join(weights)} |\n| --- | --- | --- |")
     for number in flags.examples:
         cells = []
         for init_from in weights.values():
             trained = dataclasses.replace(config, init_from=init_from)
-            accuracies = tuple(accuracy(trained, dataset, number, size, seed) for seed in range(flags.seeds))
+            accuracies = tuple(accuracy(trained, dataset, number, seed) for seed in range(flags.seeds))
             cells.append(spread(accuracies, 3))
         print(f"| {number} | {' | '.join(cells)} |", flush=True)
 
 
-def accuracy(config: Config, dataset: Dataset, number: int, size: int, seed: int) -> float:
-    """The test accuracy after training on a number of examples per class, repeated up to a size."""
+def accuracy(config: Config, dataset: Dataset, number: int, seed: int) -> float:
+    """The test accuracy after training on a number of examples per class."""
     from cnn_jax.runs.fit import fit
 
-    few = dataclasses.replace(dataset, train=choose(dataset.train, number, size, seed))
+    few = dataclasses.replace(dataset, train=choose(dataset.train, number, STEPS * config.batch_size, seed))
     config = dataclasses.replace(config, seed=seed)
     with tempfile.TemporaryDirectory() as directory:
         return fit(config, Path(directory) / "run", dataset=few, report=False).history[-1].test_accuracy
 
 
 def choose(split: Split, number: int, size: int, seed: int) -> Split:
-    """A number of examples of each class, at random, repeated up to a size."""
+    """A number of examples of each class, at random, repeated up to a size, or UsageError if they exceed it."""
     rng = np.random.default_rng(seed)
     classes = [np.flatnonzero(split.labels == label) for label in np.unique(split.labels)]
+    if number * len(classes) > size:
+        raise UsageError(f"an epoch has {size} examples: set --examples to at most {size // len(classes)}")
     chosen = np.concatenate([rng.permutation(members)[:number] for members in classes])
     return split.subset(np.resize(chosen, size))
 
@@ -120,7 +124,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", default="digits", help="dataset to train on (default: %(default)s)")
     parser.add_argument("--examples", type=int, nargs="+", default=[1, 3, 10, 30], help="examples per class")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=200, help="steps of each training (default: %(default)s)")
     parser.add_argument("--data-dir", help="directory of the dataset (default: $CNN_JAX_DATA_DIR)")
     return parser.parse_args()
 

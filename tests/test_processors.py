@@ -11,7 +11,7 @@ from cnn_jax.processors import cpu_model, num_processors
 
 @pytest.mark.parametrize(("count", "expected"), [(3, 3), (None, 1)])
 def test_where_the_system_does_not_say_which_may_be_used_all_are_counted(monkeypatch, count, expected):
-    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: count)
     assert num_processors() == expected
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from cnn_jax.config import Config
+from cnn_jax.data import Split
+from cnn_jax.errors import UsageError
 from cnn_jax.runs.fit import fit
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -55,13 +57,24 @@ def test_speedrun_prints_a_table(tmp_path):
 
 @pytest.mark.parametrize("pretrained", ["given", "trained"])
 def test_transfer_prints_a_table(tmp_path, pretrained):
-    words = ["--examples", "1", "--seeds", "2", "--steps", "20"]
+    words = ["--examples", "1", "--seeds", "2"]
     if pretrained == "given":
         config = Config(dataset="digits", epochs=1, model="small", model_width=4)
         words += ["--init-from", fit(config, tmp_path / "run", report=False).workdir]
     done = run_script("transfer.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"\| 1 \| 0\.\d{3} ± 0\.\d{3} \| 0\.\d{3} ± 0\.\d{3} \|", done.stdout.splitlines()[-1])
+
+
+def test_few_examples_are_of_every_class_or_refused(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from transfer import choose
+
+    labels = np.repeat(np.arange(5, dtype=np.int32), 30)
+    split = Split(np.zeros((150, 2, 2, 1), np.uint8), labels)
+    np.testing.assert_array_equal(np.bincount(choose(split, 4, 40, seed=0).labels), 5 * [8])
+    with pytest.raises(UsageError, match="set --examples to at most 8"):
+        choose(split, 9, 40, seed=0)
 
 
 def test_streaming_prints_a_table(tmp_path):
