@@ -237,8 +237,8 @@ def _set_up(axes: "Axes", title: str, metric: str, last: int, curves: Iterable[M
 def save_confusion(path: Path, labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str]) -> None:
     """Plot the confusion matrix.
 
-    Of more than ``MAX_NUMBERED`` classes, the cells have no numbers and the colors are those of their logarithm; of more
-    than ``MAX_NAMED``, there are no names; of more than ``MAX_CELLS``, neighboring classes share a cell.
+    Of more than ``MAX_NUMBERED`` classes, the cells have no numbers, and colors on a logarithmic scale; of more than
+    ``MAX_NAMED``, there are no names; of more than ``MAX_CELLS``, neighboring classes share a cell.
 
     Args:
         path: the PNG file to write.
