@@ -217,9 +217,7 @@ def _by_tiles(
     x = x[:, :: skips[0], :: skips[1]]
     strides = (strides[0] // skips[0], strides[1] // skips[1])
     size = [length + sum(pad) for length, pad in zip(x.shape[1:3], pads, strict=True)]
-    axes, by_winograd = _choose_tiles(size, kernel.shape, strides, x.dtype)
-    if relu_pool and [axis.outputs for axis in axes] != [_POOL, _POOL]:
-        return max_pool(nn.relu(_by_tiles(x, kernel, bias, strides=strides, padding=padding, relu_pool=False)))
+    axes, by_winograd = _choose_tiles(size, kernel.shape, strides, x.dtype, relu_pool)
     out = [axis.out(length) for length, axis in zip(size, axes, strict=True)]
     tiles = [n // _POOL if relu_pool else -(-n // axis.outputs) for n, axis in zip(out, axes, strict=True)]
     sizes = [axis.step * (number + axis.blocks - 1) for number, axis in zip(tiles, axes, strict=True)]
@@ -239,7 +237,7 @@ def _by_tiles(
 
 
 def _choose_tiles(
-    size: Sequence[int], kernel: tuple[int, int, int, int], strides: Strides, dtype: jnp.dtype
+    size: Sequence[int], kernel: tuple[int, int, int, int], strides: Strides, dtype: jnp.dtype, relu_pool: bool
 ) -> tuple[_Axes, bool]:
     """The tiles with the lowest estimated cost, and whether their product is computed with Winograd's algorithm.
 
@@ -248,6 +246,7 @@ def _choose_tiles(
         kernel: its shape.
         strides: steps between outputs.
         dtype: type of the image; Winograd's sums are too inaccurate for 16 bits.
+        relu_pool: whether each tile is one pool, so that the outputs need not be rearranged for pooling.
     """
     *window, channels, features = kernel
 
@@ -259,7 +258,7 @@ def _choose_tiles(
         outputs = math.prod(axis.outputs for axis in axes)
         return num_tiles(axes) * places * channels * (_COPY + outputs * features)
 
-    candidates = itertools.product((1, _POOL), repeat=2)
+    candidates = [(_POOL, _POOL)] if relu_pool else itertools.product((1, _POOL), repeat=2)
     band = min((tuple(map(_Axis, window, strides, outputs)) for outputs in candidates), key=band_cost)
     if window != [3, 3] or strides != (1, 1) or jnp.dtype(dtype).itemsize < 4:
         return band, False
