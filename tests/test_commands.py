@@ -141,11 +141,11 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path):
     for path, content in contents.items():
         path.write_bytes(content[: len(content) // 2])
     train("second")
-    sizes = {path: len(content) for path, content in contents.items() if path.name.endswith("-cache")}
+    entries = [path for path in contents if path.name.endswith("-cache")]
     # A program that compiles quickly is not kept.
-    kept = {path: size for path, size in sizes.items() if path.exists()}
+    kept = [path for path in entries if path.exists()]
     assert any("train_chunk" in path.name for path in kept)
-    assert all(path.stat().st_size > 0.9 * size for path, size in kept.items()), "damaged entries stay damaged"
+    assert not [path.name for path in kept if path.stat().st_size < 0.9 * len(contents[path])], "damaged entries"
 
 
 @pytest.mark.parametrize(

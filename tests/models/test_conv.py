@@ -320,6 +320,14 @@ def test_a_wide_kernel_is_not_repeated_in_the_band_matrix(features, rows):
     assert f"f32[{rows},{places}]" in str(jax.make_jaxpr(conv.apply)(params, x))
 
 
+@pytest.mark.parametrize("features", [16, 64, 512])
+def test_a_layer_that_pools_computes_whole_pools(features):
+    """Outputs that are apart would have to be rearranged, which takes longer than the products."""
+    x, conv = jnp.ones((2, 8, 8, 1)), Conv(features, (3, 3), "SAME", relu_pool=True)
+    params = conv.init(jax.random.key(0), x)
+    assert f"f32[{4 * features},16]" in str(jax.make_jaxpr(conv.apply)(params, x))
+
+
 @pytest.mark.parametrize(
     ("channels", "features", "is_used"), [(1, 16, False), (8, 16, False), (64, 64, True), (512, 512, True)]
 )

@@ -72,10 +72,10 @@ def starting(
     """Yield a new run that is ready to be trained, and hold the lock of its directory.
 
     Args:
-        config: as in ``fit``.
-        workdir: as in ``fit``.
-        dataset: as in ``fit``.
-        devices: as in ``fit``.
+        config: the settings.
+        workdir: the run directory; by default ``runs/<dataset>-<model>-<time>``.
+        dataset: the examples; by default the dataset that ``config`` names.
+        devices: the devices to train on; by default all devices of all processes.
         data_of: a run with the same ``DataConfig``, whose dataset is used instead.
     """
     processes = Processes(make_mesh(devices))
@@ -118,11 +118,12 @@ def resuming(
     """Yield a run that is ready to be continued, and hold the lock of its directory.
 
     Args:
-        workdir: as in ``resume``.
-        dataset: as in ``resume``.
-        devices: as in ``resume``.
+        workdir: the run directory.
+        dataset: the examples the run was trained on, or the name of their dataset as in the config; by default the
+            dataset that the config names.
+        devices: as in ``starting``, though not necessarily the same ones.
         data_of: as in ``starting``.
-        **changes: as in ``resume``.
+        **changes: new values of settings; settings that determine the result cannot be changed.
     """
     directory = Workdir(Path(workdir))
     if isinstance(dataset, str):
