@@ -83,6 +83,8 @@ def test_folders_lists_and_files_name_the_same(call, pictures, tmp_path, monkeyp
     assert call(tmp_path / "pictures") == by_name
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(pictures) + "\n\n"))
     assert call("-") == by_name
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert call("-") == (2, [], "error: no file names on standard input: write one on each line\n")
 
 
 def test_a_file_named_twice_has_two_lines(call, pictures):

@@ -47,6 +47,7 @@ def start(main: Callable[[Sequence[str]], int]) -> NoReturn:
     _ignore_errors_of_other_threads()
     use_every_processor()
     os.environ["MPLBACKEND"] = "agg"  # the commands draw to files only
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home directory that cannot be written
     _keep_compiled_programs()
     try:
         status = run(main)
@@ -59,6 +60,9 @@ def start(main: Callable[[Sequence[str]], int]) -> NoReturn:
         _discard(STDERR)  # threads of a failed save print tracebacks until the process ends
         if _is_distributed():
             os._exit(status)  # at a normal exit, jax waits for the other processes, which wait for this one
+    for number in STOP_SIGNALS:  # all is written, and jax's cleaning up can be interrupted
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: os._exit(status))
     sys.exit(status)
 
 
@@ -545,3 +549,4 @@ def _repair_damaged_entries(cache: Path) -> None:
             show_warning(message, *details, **options)
 
     warnings.showwarning = showwarning
+    warnings.filterwarnings("always", "Error reading persistent compilation cache entry")  # also with PYTHONWARNINGS

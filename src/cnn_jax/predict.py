@@ -75,7 +75,10 @@ def _files(paths: Iterable[str]) -> Iterator[Path]:
     """Yield the files named on the command line, and those in folders in sorted order."""
     for path in paths:
         if path == "-":
-            yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
+            names = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+            if not names:
+                raise UsageError("no file names on standard input: write one on each line")
+            yield from map(Path, names)
         elif Path(path).is_dir():
             files = sorted(
                 file for file in Path(path).rglob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file()

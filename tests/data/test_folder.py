@@ -57,7 +57,8 @@ def test_settings_of_folders_only(root, tmp_path):
         (name,) = settings
         for dataset in ("digits", "auto", "tfds:cifar10", "fashion_mnist"):
             with pytest.raises(
-                UsageError, match=f"^{name} applies to folder:PATH only, not to {dataset}: leave it out$"
+                UsageError,
+                match=f"^--{name.replace('_', '-')} applies to folder:PATH only, not to {dataset}: leave it out$",
             ):
                 data.load(Config(dataset=dataset, data_dir=str(tmp_path), **settings))
 

@@ -117,7 +117,7 @@ def test_no_readable_image_of_a_class(root, caplog):
     put_split(root, {"train": {"a": 2, "b": 2}, "test": {"a": 2}})
     put(root, "test/b/0.png", b"text")
     message = refusal(root, skip_unreadable=True)
-    assert message == f"{root / 'test' / 'b'} has too few readable images, 0: every class needs at least 1"
+    assert message == f"{root / 'test' / 'b'} has no readable images: every class needs at least 1"
 
 
 def test_no_readable_image(root):

@@ -205,7 +205,7 @@ def test_control_sequences_in_names(root):
     assert r"b/\x1b[31m\nred.png is not a PNG" in refusal(root)
     (root / "c\n").mkdir()
     put(root, "c\n/0.png", gray(0))
-    assert refusal(root) == rf"{root}: c\n is not a printable class name: rename the folder"
+    assert refusal(root) == rf"{root}: class names must be printable: rename c\n"
 
 
 @pytest.mark.parametrize(
@@ -232,9 +232,9 @@ def test_no_folder(tmp_path, path, wrong):
         (["train/0.png", "test/1.png"], "{} contains no folders of images: at least 2"),
         (
             ["a/0.png", "b/0.png", "b/1.png"],
-            "{}/a has too few readable images, 1: every class needs at least 2",
+            "{}/a has 1 readable image: every class needs at least 2",
         ),
-        (["a/0.png", "a/1.png", "b/.hidden"], "{}/b has too few readable images, 0: every class"),
+        (["a/0.png", "a/1.png", "b/.hidden"], "{}/b has no readable images: every class"),
         (
             ["train/a/0.png", "train/b/0.png"],
             "{0} has train/ but no test/: add it, or use folder:{0}/train to hold out",
@@ -271,7 +271,7 @@ def test_no_folder(tmp_path, path, wrong):
         ),
         (
             ["train/a/0.png", "train/b/0.png", "test/a/0.png", "test/b/.hidden"],
-            "{}/test/b has too few readable images, 0: every class needs at least 1",
+            "{}/test/b has no readable images: every class needs at least 1",
         ),
     ],
 )

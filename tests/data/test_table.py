@@ -180,13 +180,13 @@ def test_a_pipe_is_not_read(images):
 def test_too_few_images_of_a_class(images):
     path = write(images / "t.csv", [["file", "label"], *labeled(range(3))])
     assert refusal(path) == (
-        f"class 'dog' in {path} has too few readable images, 1: every class needs at least 2, one of them to be held "
+        f"class 'dog' in {path} has 1 readable image: every class needs at least 2, one of them to be held "
         "out for testing"
     )
     rows = [[*row, split] for row, split in zip(labeled(range(3)), ["train", "train", "test"], strict=True)]
     write(path, [["file", "label", "split"], *rows])
     assert refusal(path) == (
-        f"class 'dog' of the split test in {path} has too few readable images, 0: every class needs at least 1"
+        f"class 'dog' of the split test in {path} has no readable images: every class needs at least 1"
     )
 
 

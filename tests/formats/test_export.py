@@ -72,7 +72,7 @@ def test_terminal_sequences_in_a_path_are_escaped(digits, tmp_path, monkeypatch,
         (["{run}", "--format", "onnx", "--ouput", "x"], "unknown argument '--ouput'; did you mean '--output'?"),
         (["no/such", "--format", "pytorch"], "no/such is not a run directory"),
         (["{run}", "--format", "pytorch", "--output", "no/such"], "cannot write no/such (No such file or directory)"),
-        (["{run}", "--format", "pytorch", "--output", "."], ". already exists: choose another --output"),
+        (["{run}", "--format", "pytorch", "--output", "."], ". already exists: remove it, or choose another --output"),
     ],
 )
 def test_invalid_arguments_are_one_line_and_status_2(digits, tmp_path, monkeypatch, capsys, words, message):

@@ -108,7 +108,7 @@ def test_what_is_there_already_is_kept(run, tmp_path, there):
             path.mkdir()
         case "link to nothing":
             path.symlink_to(tmp_path / "nothing")
-    with pytest.raises(UsageError, match="network already exists: choose another --output"):
+    with pytest.raises(UsageError, match="network already exists: remove it, or choose another --output"):
         run.export(path, "safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["network"]
     assert there != "file" or path.read_text() == "precious"

@@ -320,12 +320,16 @@ def test_a_wide_kernel_is_not_repeated_in_the_band_matrix(features, rows):
     assert f"f32[{rows},{places}]" in str(jax.make_jaxpr(conv.apply)(params, x))
 
 
-@pytest.mark.parametrize("features", [16, 64, 512])
-def test_a_layer_that_pools_computes_whole_pools(features):
-    """Outputs that are apart would have to be rearranged, which takes longer than the products."""
-    x, conv = jnp.ones((2, 8, 8, 1)), Conv(features, (3, 3), "SAME", relu_pool=True)
-    params = conv.init(jax.random.key(0), x)
-    assert f"f32[{4 * features},16]" in str(jax.make_jaxpr(conv.apply)(params, x))
+@pytest.mark.parametrize(
+    ("side", "channels", "features", "rows"), [(3, 1, 64, 4 * 64), (3, 3, 128, 4 * 128), (5, 512, 512, 512)]
+)
+def test_a_layer_that_pools_computes_whole_pools_unless_its_kernel_is_large(side, channels, features, rows):
+    """Other outputs have to be moved to their pools, but the products of a large kernel take longer than that."""
+    x = jax.ShapeDtypeStruct((2, 8, 8, channels), np.float32)
+    conv = Conv(features, (side, side), "SAME", relu_pool=True)
+    params = jax.eval_shape(conv.init, jax.random.key(0), x)
+    places = channels * (side + 1 if rows > features else side) ** 2
+    assert f"f32[{rows},{places}]" in str(jax.make_jaxpr(conv.apply)(params, x))
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,10 @@ def test_damaged_best_checkpoint_is_skipped(finished, caplog):
 
 
 @pytest.mark.parametrize("how", ["flipped", "truncated", "missing"])
-def test_resuming_from_an_older_checkpoint_is_bitwise_exact(finished, uninterrupted, continue_run, how):
+def test_resuming_from_an_older_checkpoint_is_bitwise_exact(finished, uninterrupted, continue_run, caplog, how):
     damage(largest_file(finished / "checkpoints/20/state"), how)
     continue_run(CONFIG, finished)
+    assert caplog.text.count("is damaged and ignored") == 1
     assert_same_outcome(finished, uninterrupted)
 
 

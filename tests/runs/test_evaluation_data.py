@@ -121,7 +121,7 @@ def test_messages_of_a_later_call_are_logged_again(original, caplog):
 
 def test_skip_unreadable_is_for_folders_only(original):
     run, _ = original
-    with pytest.raises(UsageError, match="skip_unreadable applies to folder:PATH only, not to digits"):
+    with pytest.raises(UsageError, match="--skip-unreadable applies to folder:PATH only, not to digits"):
         evaluation_data.load(run, "digits", skip_unreadable=True)
     with pytest.raises(UsageError, match=r"does not match the run in .*, and digits has"):
         evaluation_data.load(run, "digits")

@@ -239,7 +239,7 @@ def test_other_settings_are_refused_before_the_data_is_read(finished, monkeypatc
 def test_fewer_epochs_than_started_are_refused(train, continue_run, tmp_path):
     with pytest.raises(StoppedError):
         train(CONFIG, tmp_path, stop_requested=stop_at(3))
-    with pytest.raises(UsageError, match="is already in epoch 2: --epochs must be at least 2"):
+    with pytest.raises(UsageError, match="was trained for longer: --epochs must be at least 2"):
         continue_run(dataclasses.replace(CONFIG, epochs=1), tmp_path)
 
 

@@ -33,7 +33,8 @@ def load(config: Config) -> Dataset:
     _check_known(config.dataset)
     for setting in folder.SETTINGS:
         if getattr(config, setting) and kind != "folder":
-            raise UsageError(f"{setting} applies to folder:PATH only, not to {config.dataset}: leave it out")
+            flag = f"--{setting.replace('_', '-')}"
+            raise UsageError(f"{flag} applies to folder:PATH only, not to {config.dataset}: leave it out")
     if kind == "tfds":
         return tfds.load(path, data_dir(config), config)
     dataset = _load(config.dataset, data_dir(config))

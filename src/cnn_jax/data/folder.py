@@ -155,7 +155,8 @@ class _Files:
 def _check_counts(listing: layout.Listing, group: np.ndarray, min_images: int) -> None:
     for name, count in zip(listing.groups, np.bincount(group, minlength=len(listing.groups)), strict=True):
         if count < min_images:
+            images = "1 readable image" if count == 1 else f"{count or 'no'} readable images"
             raise UsageError(
-                f"{name} has too few readable images, {count}: every class needs at least {min_images}"
+                f"{name} has {images}: every class needs at least {min_images}"
                 + (", one of them to be held out for testing" if min_images == 2 else "")
             )

@@ -193,7 +193,7 @@ def _class_names(root: Path, folders: Sequence[Path]) -> list[str]:
     if len(names[0]) == 1:
         raise _only_one_class(root, folders, names[0][0])
     if unprintable := [name for name in names[0] if not name.isprintable()]:
-        raise UsageError(f"{root}: {_few(unprintable)} is not a printable class name: rename the folder")
+        raise UsageError(f"{root}: class names must be printable: rename {_few(unprintable)}")
     return names[0]
 
 

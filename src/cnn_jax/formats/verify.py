@@ -87,7 +87,7 @@ def check_new(path: Path) -> None:
     """Raise UsageError if the path already exists, or its directory is missing or not writable."""
     try:
         if path.exists() or path.is_symlink():
-            raise UsageError(f"{path} already exists: choose another --output")
+            raise UsageError(f"{path} already exists: remove it, or choose another --output")
         with files.temporary_directory(path.parent):
             pass
     except OSError as error:

@@ -18,14 +18,16 @@ between which a copy is shared: a tile gives one, two or four outputs, whichever
 copying a number costs as much as 90 multiplications. On 3x3 kernels and two cores, four outputs took 0.5 of the time of
 one with 1 -> 16 channels, 0.9 with 16 -> 32, 1.0 with 64 -> 64, 1.3 with 128 -> 128, 1.5 with 256 -> 256 and 4 with
 512 -> 512, whose band matrix would have 67 MB. For 3x3 kernels with many channels, ``winograd`` multiplies the tiles by
-fewer numbers: it took 0.96 of the time of the fastest band matrix with 32 -> 64 channels, 0.81 with 64 -> 64, 0.58 with
-128 -> 128, and 0.83 with 256 -> 256 (one core of a Xeon). Three more things make it fast:
+fewer numbers: it took 0.96 of the time of the fastest band matrix with 32 -> 64 channels and images of 14 pixels, 0.81
+with 64 -> 64 and 28, 0.58 with 128 -> 128 and 14, and, as odd images need larger tiles, 0.83 with 256 -> 256 and 7 (one
+core of a Xeon, batches of 50). Three more things make it fast:
 
 - The batch is the last axis. All copies are of contiguous runs over the batch, and the product is of a small matrix
   and a wide one, both contiguous, which XLA computes at the speed of the machine.
 - The rows of the band matrix are ordered by the output's place in the tile first. The four members of a 2x2 pool are
-  then four contiguous slabs of the result, and pooling is their elementwise maximum. A layer that pools always
-  computes four outputs: with one, it took 6 to 8 times as long with 1 -> 48, 1 -> 64 and 3 -> 64 channels.
+  then four contiguous slabs of the result, and pooling is their elementwise maximum. Otherwise an output has to be
+  moved to its pool, which costs as much as 600 multiplications: a layer that pools took 6 to 8 times as long with tiles
+  of one or two outputs with 1 -> 48, 1 -> 64 and 3 -> 64 channels.
 - Tiles are cut block by block in a loop. XLA cannot fuse the loop into one that looks up the source of each number.
 
 The band matrix is made of copies of the kernel between zeros, so autodiff gives the kernel's gradient. Padding the
@@ -81,6 +83,9 @@ _POOL = 2  # side of a pool
 
 _COPY = 90
 """The time to copy a number into a tile, in multiplications of a matrix product."""
+
+_POOLED = 600
+"""The time to pool a number that is not next to the other members of its pool, in the same unit."""
 
 
 class Conv(nn.Module):
@@ -219,6 +224,8 @@ def _by_tiles(
     strides = (strides[0] // skips[0], strides[1] // skips[1])
     size = [length + sum(pad) for length, pad in zip(x.shape[1:3], pads, strict=True)]
     axes, by_winograd = _choose_tiles(size, kernel.shape, strides, x.dtype, relu_pool)
+    if relu_pool and [axis.outputs for axis in axes] != [_POOL, _POOL]:
+        return max_pool(nn.relu(_by_tiles(x, kernel, bias, strides=strides, padding=padding, relu_pool=False)))
     out = [axis.out(length) for length, axis in zip(size, axes, strict=True)]
     tiles = [n // _POOL if relu_pool else -(-n // axis.outputs) for n, axis in zip(out, axes, strict=True)]
     sizes = [axis.step * (number + axis.blocks - 1) for number, axis in zip(tiles, axes, strict=True)]
@@ -247,7 +254,7 @@ def _choose_tiles(
         kernel: its shape.
         strides: steps between outputs.
         dtype: type of the image; Winograd's sums are too inaccurate for 16 bits.
-        relu_pool: whether each tile is one pool, so that the outputs need not be rearranged for pooling.
+        relu_pool: whether the outputs are pooled, which takes little time if a tile is a pool.
     """
     *window, channels, features = kernel
 
@@ -257,9 +264,10 @@ def _choose_tiles(
     def band_cost(axes: _Axes) -> float:
         places = math.prod(axis.blocks * axis.step for axis in axes)
         outputs = math.prod(axis.outputs for axis in axes)
-        return num_tiles(axes) * places * channels * (_COPY + outputs * features)
+        pooling = _POOLED * outputs * features if relu_pool and outputs < _POOL**2 else 0
+        return num_tiles(axes) * (places * channels * (_COPY + outputs * features) + pooling)
 
-    candidates = [(_POOL, _POOL)] if relu_pool else itertools.product((1, _POOL), repeat=2)
+    candidates = itertools.product((1, _POOL), repeat=2)
     band = min((tuple(map(_Axis, window, strides, outputs)) for outputs in candidates), key=band_cost)
     if window != [3, 3] or strides != (1, 1) or jnp.dtype(dtype).itemsize < 4:
         return band, False

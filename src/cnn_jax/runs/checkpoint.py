@@ -96,21 +96,25 @@ def restore(directory: Path, target: Callable[[dict[str, Any]], TrainState], whi
             raise CnnJaxError(f"{path} contains the state of another step: start a new run")
         return Checkpoint(state.replace(**jax.device_put(arrays)), metadata)
 
-    return _read_one(directory, which, read)
+    checkpoint, damaged = _read_one(directory, which, read)
+    for path in damaged:
+        if path.exists():
+            logger.warning("checkpoint %s is damaged and ignored", path)
+    return checkpoint
 
 
 def newest_metadata(directory: Path) -> dict[str, Any]:
-    """Read the metadata of the newest checkpoint. Raises the same errors as ``restore``."""
-    return _read_one(directory, "newest", _read_metadata)
+    """Read the metadata of the newest undamaged checkpoint. Raises the same errors as ``restore``."""
+    return _read_one(directory, "newest", _read_metadata)[0]
 
 
-def _read_one(directory: Path, which: Which, read: Callable[[Path], Result]) -> Result:
-    """Call ``read`` on the first undamaged checkpoint and return its result."""
+def _read_one(directory: Path, which: Which, read: Callable[[Path], Result]) -> tuple[Result, Sequence[Path]]:
+    """Call ``read`` on the first undamaged checkpoint; return its result, and the damaged ones that were skipped."""
     while True:
         finished = _finished(directory)
         try:
             path, damaged = _choose(directory, finished, which)
-            result = read(path)
+            return read(path), damaged
         except Exception as error:
             if _finished(directory) != finished:  # they were replaced meanwhile
                 continue
@@ -118,10 +122,6 @@ def _read_one(directory: Path, which: Which, read: Callable[[Path], Result]) -> 
                 raise
             # Checksums detect accidental damage only: with crafted files, Orbax may raise anything.
             raise _foreign(directory, _cause(error)) from error
-        for path in damaged:
-            if path.exists():
-                logger.warning("checkpoint %s is damaged and ignored", path)
-        return result
 
 
 def _choose(directory: Path, finished: Sequence[Path], which: Which) -> tuple[Path, Sequence[Path]]:

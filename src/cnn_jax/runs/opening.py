@@ -121,9 +121,9 @@ def resuming(
         workdir: the run directory.
         dataset: the examples the run was trained on, or the name of their dataset as in the config; by default the
             dataset that the config names.
-        devices: as in ``starting``, though not necessarily the same ones.
+        devices: the devices to train on, which may be others than before; by default all devices of all processes.
         data_of: as in ``starting``.
-        **changes: new values of settings; settings that determine the result cannot be changed.
+        **changes: new values of settings, of those that a resumed run may change.
     """
     directory = Workdir(Path(workdir))
     if isinstance(dataset, str):
@@ -159,7 +159,7 @@ def resuming(
             start, metadata = restored, metadata.at(history, restored)
         if start.step > config.epochs * trainer.steps_per_epoch:
             epoch = -(-start.step // trainer.steps_per_epoch)
-            raise UsageError(f"{directory.path} is already in epoch {epoch}: --epochs must be at least {epoch}")
+            raise UsageError(f"{directory.path} was trained for longer: --epochs must be at least {epoch}")
         yield Training(directory, trainer, dataset, metadata, start, processes, _resume_command(directory, processes))
 
 
