@@ -265,7 +265,7 @@ def call(command, monkeypatch, capsys, *words):
         (["--target-accuracy", 90], "--target-accuracy must be greater than 0 and at most 1, not '90'; see"),
         (["--checkpoint-every", 1.5], "--checkpoint-every must be a positive integer below 2**31, not '1.5'; see"),
         (["--image-size", 28], "--image-size: expected 2 arguments; see"),
-        (["--image-size", 28, "x"], "--image-size must be two integers from 1 to 10000, not ['28', 'x']; see"),
+        (["--image-size", 28, "x"], "--image-size must be two integers from 1 to 10000, not '28 x'; see"),
         (["--epochs"], "--epochs: expected one argument; see"),
         (["--no_shufle"], "unknown argument '--no-shufle'; did you mean '--no-shuffle'?"),
         (["fashion_mnist"], "unknown argument 'fashion_mnist'; see"),

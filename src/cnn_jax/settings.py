@@ -141,6 +141,8 @@ def type_and_meta(hint: Any) -> tuple[Any, Meta]:
 
 def show(value: Any) -> str:
     """Format a value for a message, in one short line."""
+    if value and isinstance(value, list) and all(isinstance(word, str) for word in value):  # words of the command line
+        value = " ".join(value)
     try:
         return reprlib.repr(value)
     except ValueError:  # Python converts no integer of more than 4300 digits to text
