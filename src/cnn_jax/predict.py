@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -75,10 +75,11 @@ def _files(paths: Iterable[str]) -> Iterator[Path]:
     """Yield the files named on the command line, and those in folders in sorted order."""
     for path in paths:
         if path == "-":
-            names = [line.rstrip("\n") for line in sys.stdin if line.strip()]
-            if not names:
+            names = (line.rstrip("\n") for line in sys.stdin if line.strip())  # read as they come
+            first = next(names, None)
+            if first is None:
                 raise UsageError("no file names on standard input: write one on each line")
-            yield from map(Path, names)
+            yield from map(Path, chain([first], names))
         elif Path(path).is_dir():
             files = sorted(
                 file for file in Path(path).rglob("[!.]*") if file.suffix.lower() in SUFFIXES and file.is_file()
