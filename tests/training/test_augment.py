@@ -11,8 +11,13 @@ from PIL import Image, ImageEnhance
 from scipy import stats
 
 from cnn_jax.errors import UsageError
-from cnn_jax.training import augment
-from cnn_jax.training.augment import Augment, Boxes
+from cnn_jax.training.augment import Augment, Mixed
+from cnn_jax.training.augment.arithmetic import random_below
+from cnn_jax.training.augment.boxes import Boxes, crop_boxes, erasing_boxes, resize_boxes
+from cnn_jax.training.augment.color import adjust_color
+from cnn_jax.training.augment.geometry import alternating_flips, random_flips
+from cnn_jax.training.augment.mixing import cutmix, symmetric_beta
+from cnn_jax.training.augment.pipeline import draw
 from cnn_jax.training.sharding import AXIS, BATCHES, data_parallel, make_mesh
 
 EVERYTHING = Augment("random", 2, 0.3, 0.5, 0.4, 0.2, 1.0)
@@ -48,7 +53,7 @@ def apply(setting, images, seed=0, epoch=0, labels=None):
     mixed = jax.jit(Augment.__call__, static_argnums=0)(setting, images, labels, keys, jnp.int32(epoch))
     assert [array.dtype for array in mixed] == [np.uint8, np.int32, np.float32]
     assert [array.shape for array in mixed] == [images.shape, labels.shape, labels.shape]
-    return augment.Mixed(*map(np.asarray, mixed))
+    return Mixed(*map(np.asarray, mixed))
 
 
 def mirrored(images, results):
@@ -101,10 +106,10 @@ def test_numbers_do_not_depend_on_other_operations():
     images = make_images(16, 8, 8, 1)
     flipped = mirrored(images, apply(Augment(flip="random"), images).images)
     setting = Augment(flip="random", mixup=0.5, random_erasing=0.5)
-    uniform = augment._draw(make_keys(16), setting._random())
-    np.testing.assert_array_equal(augment.random_flips(uniform["flip"]), flipped)
+    uniform = draw(make_keys(16), setting.random_operations())
+    np.testing.assert_array_equal(random_flips(uniform["flip"]), flipped)
     for name in uniform:
-        alone = augment._draw(make_keys(16), [name])
+        alone = draw(make_keys(16), [name])
         np.testing.assert_array_equal(alone[name], uniform[name])
     assert len(np.unique(np.concatenate(list(uniform.values()), axis=1))) == sum(map(np.size, uniform.values()))
 
@@ -152,10 +157,10 @@ def test_alternating_flip(channels):
 def test_alternating_flip_depends_on_each_pixel():
     images = np.zeros((28 * 28, 28, 28, 1), np.uint8)
     images.reshape(len(images), -1)[np.diag_indices(len(images))] = 255
-    bits = np.asarray(augment.alternating_flips(images, jnp.int32(0)))
+    bits = np.asarray(alternating_flips(images, jnp.int32(0)))
     assert stats.binomtest(int(bits.sum()), len(images)).pvalue > 1e-3
     grays = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(-1, 1, 1, 1), (256, 28, 28, 1))
-    assert 64 < int(augment.alternating_flips(grays, jnp.int32(0)).sum()) < 192
+    assert 64 < int(alternating_flips(grays, jnp.int32(0)).sum()) < 192
 
 
 @pytest.mark.parametrize(("pixels", "channels"), [(1, 1), (2, 3), (4, 1)])
@@ -177,12 +182,12 @@ def test_numbers_close_to_one():
     """The largest random number, times a count, may be rounded up."""
     largest = np.full((2, 2), np.nextafter(np.float32(1), np.float32(0)))
     counts = jnp.asarray([3, 2**24 - 1], jnp.int32)
-    np.testing.assert_array_equal(augment._random_below(largest[:, 0], counts), counts - 1)
+    np.testing.assert_array_equal(random_below(largest[:, 0], counts), counts - 1)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (28, 40)])
 def test_crop_boxes(height, width):
-    top, left, box_height, box_width = compiled(augment.crop_boxes, make_uniform(5000, 22), height, width, 0.25)
+    top, left, box_height, box_width = compiled(crop_boxes, make_uniform(5000, 22), height, width, 0.25)
     assert (box_height >= 1).all()
     assert (box_width >= 1).all()
     assert (top >= 0).all()
@@ -213,7 +218,7 @@ def test_crop_boxes_have_torchvisions_distribution():
         width, height = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
         if width <= 32 and height <= 32:
             expected.append((height, width))
-    boxes = compiled(augment.crop_boxes, make_uniform(3000, 22), 32, 32, 0.3)
+    boxes = compiled(crop_boxes, make_uniform(3000, 22), 32, 32, 0.3)
     for sides, values in zip((boxes.height, boxes.width), np.transpose(expected), strict=True):
         assert stats.ks_2samp(sides, values).pvalue > 1e-3
 
@@ -226,7 +231,7 @@ def test_central_crop_if_none_fits(height, width, box):
     uniform = np.full((2, 22), 0.999, np.float32)
     if width < height:
         uniform[:, 10:20] = 0
-    boxes = compiled(augment.crop_boxes, uniform, height, width, 0.9)
+    boxes = compiled(crop_boxes, uniform, height, width, 0.9)
     np.testing.assert_array_equal(np.transpose(boxes), [box, box])
 
 
@@ -234,7 +239,7 @@ BOXES = Boxes(*np.array([(0, 0, 12, 10), (2, 3, 7, 5), (11, 9, 1, 1), (0, 5, 6, 
 
 
 def resized(images):
-    return compiled(augment.resize_boxes, np.repeat(images, len(BOXES.top), axis=0), BOXES)
+    return compiled(resize_boxes, np.repeat(images, len(BOXES.top), axis=0), BOXES)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -264,8 +269,8 @@ def test_resizing_the_whole_image_changes_nothing():
 def test_random_resized_crop_is_its_parts():
     images = make_images(6, 12, 10, 3)
     setting = Augment(random_resized_crop=0.2)
-    uniform = augment._draw(make_keys(6), setting._random())["random_resized_crop"]
-    expected = compiled(augment.resize_boxes, images, compiled(augment.crop_boxes, uniform, 12, 10, 0.2))
+    uniform = draw(make_keys(6), setting.random_operations())["random_resized_crop"]
+    expected = compiled(resize_boxes, images, compiled(crop_boxes, uniform, 12, 10, 0.2))
     result = apply(setting, images).images
     np.testing.assert_array_equal(result, expected)
     assert (result != images).any()
@@ -301,7 +306,7 @@ def test_random_erasing(channels):
 
 @pytest.mark.parametrize(("probability", "rate"), [(1e-9, 0), (1.0, 1)])
 def test_erasing_never_and_always(probability, rate):
-    boxes = compiled(augment.erasing_boxes, make_uniform(200, 23), 28, 28, probability)
+    boxes = compiled(erasing_boxes, make_uniform(200, 23), 28, 28, probability)
     assert (boxes.height * boxes.width > 0).mean() == rate
 
 
@@ -325,7 +330,7 @@ FACTORS = np.array([(1, 1, 1), (0.5, 1, 1), (1, 0.3, 1), (1, 1, 0), (1.6, 1.5, 1
 @pytest.mark.parametrize("channels", [1, 3])
 def test_adjusting_color(channels):
     images = make_images(len(FACTORS), 6, 7, channels)
-    results = compiled(augment.adjust_color, images, *FACTORS.T)
+    results = compiled(adjust_color, images, *FACTORS.T)
     np.testing.assert_array_equal(results[0], images[0])
     for image, factors, result in zip(images, FACTORS, results, strict=True):
         assert np.abs(reference_jitter(image, *factors) - result).max() <= 0.5 + 1e-3
@@ -339,7 +344,7 @@ def test_adjusting_color_agrees_with_pillow(place, enhance, factor):
     image = make_images(1, 16, 16, 3)
     factors = np.ones((3, 1), np.float32)
     factors[place] = factor
-    result = compiled(augment.adjust_color, image, *factors)[0]
+    result = compiled(adjust_color, image, *factors)[0]
     expected = np.asarray(enhance(Image.fromarray(image[0])).enhance(factor))
     # Pillow also rounds gray values and their mean.
     assert np.abs(expected.astype(int) - result).max() <= 1
@@ -355,7 +360,7 @@ def test_random_color_factors():
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2, 0.5, 1.0, 4.0, 200.0])
 def test_symmetric_beta(alpha):
-    numbers = compiled(augment.symmetric_beta, make_uniform(5000, 2), alpha)
+    numbers = compiled(symmetric_beta, make_uniform(5000, 2), alpha)
     assert ((numbers >= 0) & (numbers <= 1)).all()
     # Near 0 and 1, float32 rounds: with alpha=0.05, a fifth of the numbers to 0 and a fifth to 1.
     edges = np.linspace(0, 1, 101)
@@ -372,7 +377,7 @@ def test_symmetric_beta(alpha):
 def test_symmetric_beta_of_extreme_numbers():
     extremes = np.array([(0, 0), (0, 0.25), (0.5, 0.25), (np.nextafter(np.float32(1), np.float32(0)), 0.5)], np.float32)
     for alpha in (0.01, 1.0, 100.0):
-        assert np.isfinite(augment.symmetric_beta(extremes, alpha)).all()
+        assert np.isfinite(symmetric_beta(extremes, alpha)).all()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -432,7 +437,7 @@ def test_cutmix_has_the_papers_distribution():
         cut.append(np.minimum(center + half, size) - np.maximum(center - half, 0))
     expected = 1 - cut[0] * cut[1] / 600
     images = np.zeros((3000, 20, 30, 1), np.uint8)
-    weight = compiled(augment.cutmix, images, images, make_uniform(3000, 4), 0.7)[1]
+    weight = compiled(cutmix, images, images, make_uniform(3000, 4), 0.7)[1]
     assert stats.ks_2samp(weight, expected).pvalue > 1e-3
 
 
