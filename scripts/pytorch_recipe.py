@@ -34,6 +34,7 @@ USED = {
     "seed",
     "shuffle",
     "model",
+    "model_depth",
     "model_width",
     "model_dropout",
     "normalize",
@@ -70,14 +71,16 @@ class Conv(nn.Module):
 
 
 class SmallCNN(nn.Sequential):
-    """The network ``small``: color channels ``in_channels``, ``width`` channels after the first convolution."""
+    """The network ``small``: ``depth`` convolutions, of which those in the first stage have ``width`` channels."""
 
-    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, width: int, dropout: float):
+    def __init__(self, image_shape: tuple[int, int, int], num_classes: int, depth: int, width: int, dropout: float):
         height, width_of_image, channels = image_shape
         layers: list[nn.Module] = []
         for features in (width, 2 * width, 4 * width):
-            layers += [Conv(channels, features), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(features)]
-            channels = features
+            for index in range(depth // 3):
+                pooling = [nn.MaxPool2d(2)] if index == 0 else []
+                layers += [Conv(channels, features), nn.ReLU(), *pooling, nn.BatchNorm2d(features)]
+                channels = features
         features = channels * (height // 8) * (width_of_image // 8)
         super().__init__(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, num_classes))
 
@@ -104,7 +107,8 @@ class Recipe:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(config.seed)
         model = self._task.model
-        self._network = SmallCNN(dataset.image_shape, len(dataset.class_names), model.width, model.dropout)
+        options = {"depth": model.depth, "width": model.width, "dropout": model.dropout}
+        self._network = SmallCNN(dataset.image_shape, len(dataset.class_names), **options)
         self._network.to(self._device, memory_format=torch.channels_last)
         self._train, self._test = (self._to_tensors(split) for split in (dataset.train, dataset.test))
         steps = config.epochs * -(-len(dataset.train) // config.batch_size)

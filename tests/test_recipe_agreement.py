@@ -47,15 +47,15 @@ def variables_of(network):
     return jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats})
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_training_steps_agree(pytorch_recipe, dataset, optimizer):
+@pytest.mark.parametrize(("optimizer", "depth"), [("adamw", 3), ("adamw", 6), ("muon", 6)])
+def test_training_steps_agree(pytorch_recipe, dataset, optimizer, depth):
     """From the same weights: the parameters and the statistics after two steps of a schedule.
 
     With Muon, only the kernels, and few digits: PyTorch's computes in bfloat16, and optax adds Nesterov momentum to the
     Adam of the other parameters.
     """
     tolerance, kinds = {"adamw": (1e-3, ("kernel", "scale", "bias")), "muon": (0.2, ("kernel",))}[optimizer]
-    config = dataclasses.replace(RECIPE, optimizer=optimizer, learning_rate=0.01)
+    config = dataclasses.replace(RECIPE, optimizer=optimizer, model_depth=depth, learning_rate=0.01)
     peer = pytorch_recipe.Recipe(config, dataset)
     task = create_task_for(config, dataset)
     start = variables_of(peer._network)
@@ -79,10 +79,12 @@ def test_training_steps_agree(pytorch_recipe, dataset, optimizer):
     )
 
 
-def test_predictions_agree(pytorch_recipe, dataset):
+@pytest.mark.parametrize("depth", [3, 6])
+def test_predictions_agree(pytorch_recipe, dataset, depth):
     """With the mirror image averaged in: the fraction of correct ones, of networks that were not trained."""
-    peer = pytorch_recipe.Recipe(RECIPE, dataset)
-    logits = create_task_for(RECIPE, dataset).logits(variables_of(peer._network), dataset.test.images)
+    config = dataclasses.replace(RECIPE, model_depth=depth)
+    peer = pytorch_recipe.Recipe(config, dataset)
+    logits = create_task_for(config, dataset).logits(variables_of(peer._network), dataset.test.images)
     correct = np.mean(np.argmax(logits, axis=-1) == dataset.test.labels)
     assert peer.test_accuracy() == pytest.approx(correct)
 

@@ -1,20 +1,24 @@
 """A small network with batch normalization, which is fast on CPUs."""
 
+import flax.linen as nn
 import jax
 
+from cnn_jax.errors import UsageError
 from cnn_jax.models.classifier import ImageClassifier
 from cnn_jax.models.conv import Conv
 from cnn_jax.models.layers import BatchContext, BatchNorm, Dropout
 
 
 class SmallCNN(ImageClassifier):
-    """Three 3x3 convolutions, each followed by ReLU, 2x2 max-pooling and batch normalization, and a linear layer.
+    """Three stages of 3x3 convolutions, each followed by ReLU and batch normalization, and a linear layer.
 
-    29,290 parameters on 28x28x1 images and ten classes, fewer than ``CNN`` has. Pooling comes before normalization,
-    which leaves it a quarter of the numbers.
+    The first convolution of a stage is followed by 2x2 max-pooling too, before normalization, which leaves it a quarter
+    of the numbers. By default a stage has one convolution, and the network 29,290 parameters on 28x28x1 images and ten
+    classes, fewer than ``CNN`` has.
 
     Attributes:
-        width: number of channels of the first convolution; the others have two and four times as many.
+        depth: number of convolutions, a multiple of three.
+        width: number of channels in the first stage; the others have two and four times as many.
         dropout: dropout rate before the linear layer.
     """
 
@@ -22,15 +26,25 @@ class SmallCNN(ImageClassifier):
     HEAD = "out"
     MIN_SIDE = 8  # three times halved
 
+    depth: int = 3
     width: int = 16
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.depth % 3:
+            raise UsageError(
+                f"--model-depth must be a multiple of 3 for the network {self.NAME}, such as 3 or 6, not {self.depth}"
+            )
+        super().__post_init__()
 
     def backbone(self, images: jax.Array, batch: BatchContext | None) -> jax.Array:
         """Images ``[N, H, W, C]`` to features ``[N, 4 * width * H // 8 * W // 8]``."""
         x = images
-        for number, factor in enumerate((1, 2, 4), start=1):
-            options = {"relu_pool": True, "portable": self.portable}
-            x = Conv(factor * self.width, (3, 3), "SAME", name=f"conv{number}", **options)(x)
-            x = BatchNorm(portable=self.portable, name=f"bn{number}")(x, batch)
+        per_stage = self.depth // 3
+        for index in range(self.depth):
+            features, pools = self.width * 2 ** (index // per_stage), index % per_stage == 0
+            options = {"relu_pool": pools, "portable": self.portable}
+            x = Conv(features, (3, 3), "SAME", name=f"conv{index + 1}", **options)(x)
+            x = BatchNorm(portable=self.portable, name=f"bn{index + 1}")(x if pools else nn.relu(x), batch)
         # Flattened in the order channel, row, column, as PyTorch does.
         return Dropout(self.dropout)(x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1), batch)
