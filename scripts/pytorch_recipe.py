@@ -71,7 +71,7 @@ class Conv(nn.Module):
 
 
 class SmallCNN(nn.Sequential):
-    """The network ``small``: ``depth`` convolutions, of which those in the first stage have ``width`` channels."""
+    """The network ``small``: ``depth`` convolutions in three stages, the first with ``width`` channels."""
 
     def __init__(self, image_shape: tuple[int, int, int], num_classes: int, depth: int, width: int, dropout: float):
         height, width_of_image, channels = image_shape

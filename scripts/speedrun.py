@@ -24,7 +24,7 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +34,9 @@ from cnn_jax import cli, train
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, load
 from cnn_jax.errors import CnnJaxError, UsageError
+
+NOT_FOLLOWED = frozenset({"init_from", "validation_fraction", "patience", "target_accuracy", "seed"})
+"""Settings that the rules leave no place for."""
 
 
 class Result(NamedTuple):
@@ -74,9 +77,7 @@ def main() -> None:
     """Train all seeds and print the table."""
     flags, settings = parse_arguments()
     cli.use_every_processor()
-    recipe = train.parse(["--config", flags.config, *settings])
-    config = Config(**{field.name: getattr(recipe, field.name) for field in dataclasses.fields(Config)})
-    check_followed(config)
+    config = read_recipe(["--config", flags.config, *settings], NOT_FOLLOWED)
     dataset = load(config)
     contenders: dict[str, Callable[[Config, Dataset], Result]] = {"cnn_jax": train_in_cnn_jax}
     if flags.pytorch:
@@ -122,11 +123,22 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     return flags, settings
 
 
-def check_followed(config: Config) -> None:
-    """Raise UsageError for settings that the rules leave no place for."""
-    for name in ("init_from", "validation_fraction", "patience", "target_accuracy", "seed"):
-        if getattr(config, name) != getattr(Config(), name):
-            raise UsageError(f"scripts/speedrun.py does not follow {name}: leave it out")
+def read_recipe(words: Sequence[str], not_followed: frozenset[str]) -> Config:
+    """The config that flags of the training command describe.
+
+    Args:
+        words: the command line.
+        not_followed: the names of settings that have to have their defaults.
+
+    Raises:
+        UsageError: also for flags of the training command that are not settings of a run.
+    """
+    flags, default = train.parse(words), train.TrainFlags()
+    not_followed |= vars(default).keys() - vars(Config()).keys() - {"config"}
+    for name in vars(default):
+        if name in not_followed and getattr(flags, name) != getattr(default, name):
+            raise UsageError(f"this script does not follow {cli.flag(name)}: leave it out")
+    return Config.of(flags)
 
 
 def print_table(summary: dict, results: dict[str, list[Result]]) -> None:

@@ -3,9 +3,10 @@
     python -m cnn_jax.train --config cpu --workdir runs/pretrained
     python scripts/transfer.py --init-from runs/pretrained --dataset digits --examples 1 3 10 30 100 --seeds 5
     python scripts/transfer.py --dataset fashion_mnist --examples 1 3 10 30 100 --seeds 5
+    python scripts/transfer.py --dataset folder:photos --examples 40 --seeds 5 --model-depth 6 --epochs 6
 
-Without ``--init-from``, a network is first trained on the first half of the dataset's classes, with the recipe ``cpu``,
-and the few examples are of the other half.
+Without ``--init-from``, a network is first trained on the first half of the dataset's classes, with the recipe ``cpu``
+as changed by flags of the training command, and the few examples are of the other half.
 
 Both train the network of the pretrained run for the same number of steps, with the same recipe; a seed determines the
 examples too. The output is a Markdown table of the accuracy on all test images: mean and standard deviation.
@@ -19,10 +20,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from speedrun import spread
+from speedrun import read_recipe, spread
 
 from cnn_jax import cli
-from cnn_jax.config import Config
+from cnn_jax.config import Config, DataConfig
 from cnn_jax.data import Dataset, Split, load
 from cnn_jax.errors import CnnJaxError, UsageError
 
@@ -32,28 +33,33 @@ EPOCHS = 10
 STEPS = 20
 """Steps of an epoch."""
 
+KEPT = ("model", "model_depth", "model_width", "model_dropout", "normalize", "precision")
+"""The settings that both trainings have in common with that of the pretrained network."""
+
+NOT_FOLLOWED = frozenset({"init_from", "validation_fraction", "seed", "deterministic"})
+"""Settings for which there is no place."""
+
 
 def main() -> None:
     """Compare, after pretraining a network if none is given."""
-    flags = parse_arguments()
+    flags, recipe = parse_arguments()
     cli.use_every_processor()
     logging.getLogger("cnn_jax").setLevel(logging.WARNING)
-    dataset = load(Config(dataset=flags.dataset, data_dir=flags.data_dir))
+    dataset = load(recipe)
     if flags.init_from is not None:
         compare(flags, flags.init_from, dataset)
         return
     half = len(dataset.class_names) // 2
     with tempfile.TemporaryDirectory() as directory:
-        pretrain(with_classes(dataset, range(half)), Path(directory) / "run")
+        pretrain(recipe, with_classes(dataset, range(half)), Path(directory) / "run")
         compare(flags, Path(directory) / "run", with_classes(dataset, range(half, len(dataset.class_names))))
 
 
-def pretrain(dataset: Dataset, workdir: Path) -> None:
-    """Train with the recipe ``cpu``."""
+def pretrain(recipe: Config, dataset: Dataset, workdir: Path) -> None:
+    """Train with a recipe."""
     from cnn_jax.runs.fit import fit
 
-    config = dataclasses.replace(Config.from_yaml("cpu"), dataset=dataset.name)
-    run = fit(config, workdir, dataset=dataset, report=False)
+    run = fit(recipe, workdir, dataset=dataset, report=False)
     print(f"{', '.join(run.class_names)}: {run.history[-1]}", file=sys.stderr)
 
 
@@ -73,10 +79,9 @@ def compare(flags: argparse.Namespace, init_from: Path, dataset: Dataset) -> Non
     from cnn_jax.runs.run import load_config
 
     pretrained = load_config(init_from)
-    options = ("model", "model_depth", "model_width", "model_dropout")
     config = Config(
         dataset=flags.dataset,
-        **{name: getattr(pretrained, name) for name in options},
+        **{name: getattr(pretrained, name) for name in KEPT},
         epochs=EPOCHS,
         batch_size=50,
         optimizer="adamw",
@@ -117,15 +122,23 @@ def choose(split: Split, number: int, size: int, seed: int) -> Split:
     return split.subset(np.resize(chosen, size))
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description="Compare training from random and from pretrained weights.")
+def parse_arguments() -> tuple[argparse.Namespace, Config]:
+    """Parse the command line; return the flags of this script, and the recipe for the pretrained network."""
+    parser = argparse.ArgumentParser(
+        description="Compare training from random and from pretrained weights. Other flags are those of python -m "
+        "cnn_jax.train: how the data is read, and without --init-from how the first network is trained.",
+        allow_abbrev=False,
+    )
     parser.add_argument("--init-from", type=Path, help="run directory with the pretrained network")
     parser.add_argument("--dataset", default="digits", help="dataset to train on (default: %(default)s)")
     parser.add_argument("--examples", type=int, nargs="+", default=[1, 3, 10, 30], help="examples per class")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
-    parser.add_argument("--data-dir", help="directory of the dataset (default: $CNN_JAX_DATA_DIR)")
-    return parser.parse_args()
+    flags, settings = parser.parse_known_args()
+    words = ["--dataset", flags.dataset, *settings]
+    if flags.init_from is None:
+        return flags, read_recipe(["--config", "cpu", *words], NOT_FOLLOWED)
+    of_training = vars(Config()).keys() - vars(DataConfig()).keys()
+    return flags, read_recipe(words, NOT_FOLLOWED | of_training)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def pytorch_recipe(monkeypatch):
 @pytest.fixture(scope="module")
 def dataset():
     rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 256, (32, 12, 10, 2), np.uint8), rng.integers(0, 3, 32, np.int32)
+    images, labels = rng.integers(0, 256, (32, 24, 20, 2), np.uint8), rng.integers(0, 3, 32, np.int32)
     split = Split(images, labels)
     return Dataset("noise", split, split, ("a", "b", "c"))
 
@@ -47,7 +47,7 @@ def variables_of(network):
     return jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats})
 
 
-@pytest.mark.parametrize(("optimizer", "depth"), [("adamw", 3), ("adamw", 6), ("muon", 6)])
+@pytest.mark.parametrize(("optimizer", "depth"), [("adamw", 3), ("adamw", 6), ("muon", 3), ("muon", 6)])
 def test_training_steps_agree(pytorch_recipe, dataset, optimizer, depth):
     """From the same weights: the parameters and the statistics after two steps of a schedule.
 
@@ -68,25 +68,29 @@ def test_training_steps_agree(pytorch_recipe, dataset, optimizer, depth):
         batch = Batch.of(jnp.asarray(dataset.train.images[part]), jnp.asarray(dataset.train.labels[part]))
         state, _ = train_step(state, batch, jax.random.key(0), 0.01, task=task)
     end = variables_of(peer._network)
-    for name in ("conv2", "bn1", "out") if optimizer == "adamw" else ("conv2", "conv3"):
+    last = f"conv{depth}"
+    for name in ("conv2", last, "bn1", f"bn{depth}", "out") if optimizer == "adamw" else ("conv2", last):
         for kind in end["params"][name].keys() & set(kinds):
             theirs = end["params"][name][kind]
             update = theirs - start["params"][name][kind]
             ours = state.params[name][kind] - start["params"][name][kind]
             np.testing.assert_allclose(ours, update, atol=tolerance * np.abs(update).max())
     np.testing.assert_allclose(
-        state.model_state["batch_stats"]["bn3"]["var"], end["batch_stats"]["bn3"]["var"], rtol=1e-2
+        state.model_state["batch_stats"][f"bn{depth}"]["var"], end["batch_stats"][f"bn{depth}"]["var"], rtol=1e-2
     )
 
 
 @pytest.mark.parametrize("depth", [3, 6])
 def test_predictions_agree(pytorch_recipe, dataset, depth):
-    """With the mirror image averaged in: the fraction of correct ones, of networks that were not trained."""
+    """Logits with the mirror image averaged in, and the fraction of correct ones, of networks that were not trained."""
     config = dataclasses.replace(RECIPE, model_depth=depth)
     peer = pytorch_recipe.Recipe(config, dataset)
     logits = create_task_for(config, dataset).logits(variables_of(peer._network), dataset.test.images)
-    correct = np.mean(np.argmax(logits, axis=-1) == dataset.test.labels)
-    assert peer.test_accuracy() == pytest.approx(correct)
+    peer_accuracy = peer.test_accuracy()
+    images, _ = peer._test
+    expected = (peer._network(images) + peer._network(images.flip(3))).detach().numpy() / 2
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert peer_accuracy == pytest.approx(np.mean(np.argmax(logits, axis=-1) == dataset.test.labels))
 
 
 @pytest.mark.parametrize(

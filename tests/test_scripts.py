@@ -61,8 +61,11 @@ def test_transfer_prints_a_table(tmp_path, pretrained):
     if pretrained == "given":
         config = Config(dataset="digits", epochs=1, model="small", model_width=4)
         words += ["--init-from", fit(config, tmp_path / "run", report=False).workdir]
+    else:
+        words += ["--epochs", "2", "--model-depth", "6", "--model-width", "4"]
     done = run_script("transfer.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert ("epoch: 1 " in done.stderr) == (pretrained == "trained")
     assert re.fullmatch(r"\| 1 \| 0\.\d{3} ± 0\.\d{3} \| 0\.\d{3} ± 0\.\d{3} \|", done.stdout.splitlines()[-1])
 
 
@@ -91,7 +94,12 @@ def test_streaming_prints_a_table(tmp_path):
     [
         (["speedrun.py", "--config", "cpa"], "error: no preset or file 'cpa'; did you mean 'cpu'?"),
         (["speedrun.py", "--epoch", "1"], "error: unknown argument '--epoch'; did you mean '--epochs'?"),
+        (["speedrun.py", "--patience", "2"], "error: this script does not follow --patience: leave it out"),
+        (["speedrun.py", "--workdir", "runs/a"], "error: this script does not follow --workdir: leave it out"),
         (["transfer.py", "--init-from", "nothing"], "error: "),
+        (["transfer.py", "--init-from", "a", "--epochs", "2"], "error: this script does not follow --epochs"),
+        (["transfer.py", "--validation-fraction", "0.1"], "error: this script does not follow --validation-fraction"),
+        (["transfer.py", "--model-depth", "5"], "error: --model-depth must be a multiple of 3"),
     ],
 )
 def test_errors_of_scripts_are_one_line(tmp_path, words, message):

@@ -94,7 +94,7 @@ class ModelConfig(Settings):
 
     model: Name = setting("the network architecture; python -m cnn_jax.models lists them", default="cnn")
     model_depth: Dimension | None = setting(
-        "number of layers, for models of any depth (default: the model's own)", default=None
+        "number of layers, as models with a choice count them (default: the model's own)", default=None
     )
     model_width: Dimension | None = setting(
         "width of the layers, for models of any width (default: the model's own)", default=None
@@ -219,6 +219,11 @@ class Config(TrainingConfig, OptimizerConfig, AugmentationConfig, ModelConfig, D
     Raises:
         InvalidSettingError: a value of the wrong type or out of bounds.
     """
+
+    @classmethod
+    def of(cls, flags: Self) -> Self:
+        """The settings alone of an instance of a subclass, such as the flags of a command."""
+        return cls(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(cls)})
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> Self:

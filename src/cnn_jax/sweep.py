@@ -56,7 +56,7 @@ def main(args: Sequence[str]) -> int:
         directory = SweepDirectory(Path(flags.workdir))
         config = directory.plan().config
     else:
-        config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
+        config = Config.of(flags)
     cli.initialize_jax(deterministic=config.deterministic)
     # Slow imports come after the flags are parsed.
     from cnn_jax.runs.fit import StoppedError

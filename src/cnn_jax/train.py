@@ -55,7 +55,7 @@ def main(args: Sequence[str]) -> int:
     flags = parse(args)
     if flags.seeds is not None:
         return sweep.main(args)
-    config = Config(**{field.name: getattr(flags, field.name) for field in dataclasses.fields(Config)})
+    config = Config.of(flags)
     # Slow imports come after the flags are parsed.
     if flags.distributed:
         from cnn_jax import aborts

@@ -1,4 +1,4 @@
-"""Shared code of the commands: flags, one-line errors, exit status, signals."""
+"""Shared code of the commands: flags, output files, one-line errors, exit status, signals, and how jax starts."""
 
 from cnn_jax.cli.environment import initialize_jax, use_every_processor
 from cnn_jax.cli.flags import flag, given, parse, parse_several

@@ -1,4 +1,4 @@
-"""What jax finds in the environment: its devices, and the cache of compiled programs."""
+"""jax's devices and its cache of compiled programs, which environment variables choose."""
 
 import glob
 import os

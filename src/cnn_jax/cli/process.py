@@ -1,4 +1,4 @@
-"""The process of a command: its errors in one line, and its exit status."""
+"""Running a command as a process: one-line errors and the exit status."""
 
 import logging
 import os
@@ -61,9 +61,9 @@ def run(main: Callable[[Sequence[str]], int]) -> int:
         return error.exit_status
     except OSError as error:
         if error.filename is None:  # standard output cannot be written, also not when Python exits
-            all_read = isinstance(error, BrokenPipeError) and reader_is_gone(sys.stdout.fileno())
+            reader_left = isinstance(error, BrokenPipeError) and reader_is_gone(sys.stdout.fileno())
             discard(sys.stdout.fileno())
-            if all_read:  # as in ``| head``, which has read all it needs
+            if reader_left:  # as in ``| head``, which has read all it needs
                 return 0
         say(f"error: {error.strerror}: {error.filename or 'standard output'}")
         return 1

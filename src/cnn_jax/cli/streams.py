@@ -40,7 +40,7 @@ def open_standard_streams() -> None:
 
 
 def log_to_stderr() -> None:
-    """Print what the package logs, from the level "info" on, on standard error."""
+    """Print the package's log messages, of level INFO and above, on standard error."""
     logger = logging.getLogger("cnn_jax")
     logger.handlers = [_Say()]
     logger.setLevel(logging.INFO)
@@ -69,7 +69,7 @@ def discarding_output() -> Iterator[None]:
 
 
 def write_to_stderr(line: bytes) -> None:
-    """Write to standard error from a signal handler, or nothing if it cannot be written."""
+    """Write to standard error from a signal handler; do nothing if that would block or fail."""
     # The signal may have interrupted print, and the reader may have exited, as ``tee`` does on Ctrl-C.
     with contextlib.suppress(OSError):
         if _accepts_writing(STDERR):

@@ -44,7 +44,7 @@ def create_model(
         name: a key of ``MODELS``.
         num_classes: number of logits.
         portable: see ``Conv``.
-        depth: number of layers; here and below, None for the model's default.
+        depth: number of layers, as the model counts them; here and below, None for the model's default.
         width: factor of the number of channels.
         dropout: probability that dropout sets a number to zero.
         freeze_backbone: see ``ImageClassifier``.

@@ -10,11 +10,11 @@ from cnn_jax.models.layers import BatchContext, BatchNorm, Dropout
 
 
 class SmallCNN(ImageClassifier):
-    """Three stages of 3x3 convolutions, each followed by ReLU and batch normalization, and a linear layer.
+    """Three stages of 3x3 convolutions, and a linear layer.
 
-    The first convolution of a stage is followed by 2x2 max-pooling too, before normalization, which leaves it a quarter
-    of the numbers. By default a stage has one convolution, and the network 29,290 parameters on 28x28x1 images and ten
-    classes, fewer than ``CNN`` has.
+    Each convolution is followed by ReLU and batch normalization. In the first of a stage, 2x2 max-pooling comes between
+    the two, which leaves normalization a quarter of the numbers. With the default depth there are 29,290 parameters on
+    28x28x1 images and ten classes, fewer than ``CNN`` has.
 
     Attributes:
         depth: number of convolutions, a multiple of three.
@@ -31,7 +31,7 @@ class SmallCNN(ImageClassifier):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.depth % 3:
+        if self.depth < 3 or self.depth % 3:
             raise UsageError(
                 f"--model-depth must be a multiple of 3 for the network {self.NAME}, such as 3 or 6, not {self.depth}"
             )
@@ -43,8 +43,8 @@ class SmallCNN(ImageClassifier):
         per_stage = self.depth // 3
         for index in range(self.depth):
             features, pools = self.width * 2 ** (index // per_stage), index % per_stage == 0
-            options = {"relu_pool": pools, "portable": self.portable}
-            x = Conv(features, (3, 3), "SAME", name=f"conv{index + 1}", **options)(x)
-            x = BatchNorm(portable=self.portable, name=f"bn{index + 1}")(x if pools else nn.relu(x), batch)
+            x = Conv(features, (3, 3), "SAME", relu_pool=pools, portable=self.portable, name=f"conv{index + 1}")(x)
+            x = x if pools else nn.relu(x)
+            x = BatchNorm(portable=self.portable, name=f"bn{index + 1}")(x, batch)
         # Flattened in the order channel, row, column, as PyTorch does.
         return Dropout(self.dropout)(x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1), batch)

@@ -15,13 +15,6 @@ def random_below(uniform: jax.Array, count: jax.Array) -> jax.Array:
     return jnp.minimum((uniform * count.astype(jnp.float32)).astype(jnp.int32), count - 1)
 
 
-def first_where(condition: jax.Array, values: jax.Array) -> jax.Array:
-    """For each row of ``[B, N]``, the value in the first column where the condition is true, or 0 if there is none."""
-    columns = jnp.arange(condition.shape[1], dtype=jnp.int32).reshape(1, -1)
-    first = jnp.min(jnp.where(condition, columns, condition.shape[1]), axis=1, keepdims=True)
-    return jnp.sum(jnp.where(columns == first, values, 0), axis=1, dtype=jnp.int32)
-
-
 def per_image(values: jax.Array) -> jax.Array:
     """``[B]`` to ``[B, 1, 1, 1]``."""
     return values.reshape(-1, 1, 1, 1)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cnn_jax.training.augment.arithmetic import between, first_where, per_image, random_below, to_uint8
+from cnn_jax.training.augment.arithmetic import between, per_image, random_below, to_uint8
 
 ATTEMPTS = 10
 """How many times a rectangle is drawn until it fits into the image, as in torchvision."""
@@ -63,8 +63,8 @@ def crop_boxes(uniform: jax.Array, height: int, width: int, min_area: float) -> 
     central_height = min(height, max(1, round(width / low)))
     central_width = min(width, max(1, round(height * high)))
     found = fits.any(axis=1)
-    box_height = jnp.where(found, first_where(fits, box_height), central_height)
-    box_width = jnp.where(found, first_where(fits, box_width), central_width)
+    box_height = jnp.where(found, _first_where(fits, box_height), central_height)
+    box_width = jnp.where(found, _first_where(fits, box_width), central_width)
     top = jnp.where(found, random_below(uniform[:, -2], height - box_height + 1), (height - central_height) // 2)
     left = jnp.where(found, random_below(uniform[:, -1], width - box_width + 1), (width - central_width) // 2)
     return Boxes(top, left, box_height, box_width)
@@ -90,6 +90,13 @@ def resize_boxes(images: jax.Array, boxes: Boxes) -> jax.Array:
     exact = jax.lax.Precision.HIGHEST
     pixels = jnp.einsum("bij,bjkc->bikc", rows, images.astype(jnp.float32), precision=exact)
     return to_uint8(jnp.einsum("blk,bikc->bilc", columns, pixels, precision=exact))
+
+
+def _first_where(condition: jax.Array, values: jax.Array) -> jax.Array:
+    """For each row of ``[B, N]``, the value in the first column where the condition is true, or 0 if there is none."""
+    columns = jnp.arange(condition.shape[1], dtype=jnp.int32).reshape(1, -1)
+    first = jnp.min(jnp.where(condition, columns, condition.shape[1]), axis=1, keepdims=True)
+    return jnp.sum(jnp.where(columns == first, values, 0), axis=1, dtype=jnp.int32)
 
 
 def _interpolation(start: jax.Array, length: jax.Array, size: int) -> jax.Array:
@@ -136,7 +143,7 @@ def erasing_boxes(uniform: jax.Array, height: int, width: int, probability: floa
     box_height = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
     box_width = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
     fits = (box_height < height) & (box_width < width) & (uniform[:, -1:] < probability)
-    box_height, box_width = first_where(fits, box_height), first_where(fits, box_width)
+    box_height, box_width = _first_where(fits, box_height), _first_where(fits, box_width)
     top = random_below(uniform[:, -3], height - box_height + 1)
     left = random_below(uniform[:, -2], width - box_width + 1)
     return Boxes(top, left, box_height, box_width)

@@ -1,13 +1,7 @@
-"""Random changes of the training images.
-
-All of them run on the device, inside the compiled step. The random numbers of an image come from a key of its own, so
-that they do not depend on how a batch is divided among devices. Each operation is a pure function of images and of
-numbers between 0 and 1: a single call of the generator draws those for all operations, as each call takes XLA's CPU
-compiler about a second.
-"""
+"""The operations in their order, with their settings, and the random numbers that they need."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Literal, NamedTuple, get_args
@@ -180,7 +174,7 @@ class Augment:
         return jnp.where(per_image(chosen), cut[0], mixed[0]), jnp.where(chosen, cut[1], mixed[1])
 
 
-def draw(keys: jax.Array, names: Iterable[str]) -> dict[str, jax.Array]:
+def draw(keys: jax.Array, names: Sequence[str]) -> dict[str, jax.Array]:
     """Draw the random numbers of operations.
 
     Args:
