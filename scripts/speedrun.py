@@ -1,7 +1,7 @@
 """Train a recipe with several seeds: how accurate it is, and how long it takes.
 
     python scripts/speedrun.py --config cpu --target 0.93 --seeds 5 --pytorch
-    python scripts/speedrun.py --config cpu --model-width 32 --epochs 12 --target 0.94
+    python scripts/speedrun.py --config cpu --model-depth 6 --model-width 24 --epochs 12 --target 0.94
 
 The rules:
 
