@@ -25,7 +25,6 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from benchmark import machine, timed
@@ -33,10 +32,14 @@ from benchmark import machine, timed
 from cnn_jax import cli, train
 from cnn_jax.config import Config
 from cnn_jax.data import Dataset, load
-from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.errors import UsageError
+from cnn_jax.settings import show
 
-NOT_FOLLOWED = frozenset({"init_from", "validation_fraction", "patience", "target_accuracy", "seed"})
-"""Settings that the rules leave no place for."""
+NOT_FOLLOWED = frozenset(
+    {"init_from", "freeze", "validation_fraction", "patience", "target_accuracy", "seed"}
+    | {"deterministic", "checkpoint_every", "tensorboard"}
+)
+"""Settings that the rules, or the absence of a run directory, leave no place for."""
 
 
 class Result(NamedTuple):
@@ -73,38 +76,38 @@ def train_in_pytorch(config: Config, dataset: Dataset) -> Result:
     return Result(recipe.test_accuracy(), train_seconds, warm_up_seconds)
 
 
-def main() -> None:
+def main(args: Sequence[str]) -> int:
     """Train all seeds and print the table."""
-    flags, settings = parse_arguments()
+    flags, settings = parse_arguments(args)
     cli.use_every_processor()
     config = read_recipe(["--config", flags.config, *settings], NOT_FOLLOWED)
     dataset = load(config)
     contenders: dict[str, Callable[[Config, Dataset], Result]] = {"cnn_jax": train_in_cnn_jax}
     if flags.pytorch:
+        import pytorch_recipe  # noqa: F401 (before minutes of training, if PyTorch is not installed)
+
         contenders["PyTorch"] = train_in_pytorch
     results: dict[str, list[Result]] = {name: [] for name in contenders}
-    for seed in range(flags.first_seed, flags.first_seed + flags.seeds):
-        for name, train_recipe in contenders.items():
-            result = train_recipe(dataclasses.replace(config, seed=seed), dataset)
-            results[name].append(result)
-            print(
-                f"seed: {seed} {name}: accuracy: {result.accuracy:.4f} seconds: {result.train_seconds:.1f}",
-                file=sys.stderr,
-                flush=True,
-            )
-    summary = {
-        "recipe": " ".join([flags.config, *settings]),
-        "data": dataset.name,
-        "target": flags.target,
-        **machine(),
-        "results": {name: [result._asdict() for result in list_] for name, list_ in results.items()},
-    }
-    print_table(summary, results)
-    if flags.json:
-        flags.json.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    with cli.writing(flags.json) as file:
+        for seed in range(flags.first_seed, flags.first_seed + flags.seeds):
+            for name, train_recipe in contenders.items():
+                result = train_recipe(dataclasses.replace(config, seed=seed), dataset)
+                results[name].append(result)
+                cli.say(f"seed: {seed} {name}: accuracy: {result.accuracy:.4f} seconds: {result.train_seconds:.1f}")
+        summary = {
+            "recipe": " ".join([flags.config, *settings]),
+            "data": dataset.name,
+            "target": flags.target,
+            **machine(),
+            "results": {name: [result._asdict() for result in list_] for name, list_ in results.items()},
+        }
+        print_table(summary, results)
+        if file is not None:
+            file.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return 0
 
 
-def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+def parse_arguments(args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Parse the command line; return the flags of this script, and those of the training command."""
     parser = argparse.ArgumentParser(
         description="Train a recipe with several seeds; print its accuracy and time. Other flags, such as --dataset or "
@@ -116,8 +119,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first one (default: %(default)s)")
     parser.add_argument("--pytorch", action="store_true", help="also train the recipe in PyTorch")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
-    flags, settings = parser.parse_known_args()
+    parser.add_argument("--json", help="file to write the results to")
+    flags, settings = parse_known(parser, args)
     if flags.seeds < 1:
         parser.error("--seeds must be at least 1")
     return flags, settings
@@ -135,10 +138,17 @@ def read_recipe(words: Sequence[str], not_followed: frozenset[str]) -> Config:
     """
     flags, default = train.parse(words), train.TrainFlags()
     not_followed |= vars(default).keys() - vars(Config()).keys() - {"config"}
-    for name in vars(default):
-        if name in not_followed and getattr(flags, name) != getattr(default, name):
-            raise UsageError(f"this script does not follow {cli.flag(name)}: leave it out")
+    for name, value in vars(default).items():
+        if name in not_followed and getattr(flags, name) != value:
+            raise UsageError(
+                f"this script needs the default of {cli.flag(name)}, {'none' if value is None else show(value)}"
+            )
     return Config.of(flags)
+
+
+def parse_known(parser: argparse.ArgumentParser, args: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags of a script, also if they are spelled with underscores, and the arguments that it does not have."""
+    return parser.parse_known_args([cli.flag(arg) if arg.startswith("--") else arg for arg in args])
 
 
 def print_table(summary: dict, results: dict[str, list[Result]]) -> None:
@@ -161,7 +171,4 @@ def spread(values: tuple[float, ...], digits: int) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CnnJaxError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(cli.run(main))

@@ -17,15 +17,16 @@ import dataclasses
 import logging
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from speedrun import read_recipe, spread
+from speedrun import parse_known, read_recipe, spread
 
 from cnn_jax import cli
 from cnn_jax.config import Config, DataConfig
 from cnn_jax.data import Dataset, Split, load
-from cnn_jax.errors import CnnJaxError, UsageError
+from cnn_jax.errors import UsageError
 
 EPOCHS = 10
 """Epochs of each training, in each of which the examples are repeated for ``STEPS`` steps."""
@@ -33,26 +34,43 @@ EPOCHS = 10
 STEPS = 20
 """Steps of an epoch."""
 
+BATCH_SIZE = 50
+"""Examples of a step."""
+
 KEPT = ("model", "model_depth", "model_width", "model_dropout", "normalize", "precision")
 """The settings that both trainings have in common with that of the pretrained network."""
 
-NOT_FOLLOWED = frozenset({"init_from", "validation_fraction", "seed", "deterministic"})
+NOT_FOLLOWED = frozenset({"init_from", "freeze", "validation_fraction", "patience", "seed", "deterministic"})
 """Settings for which there is no place."""
 
 
-def main() -> None:
+def main(args: Sequence[str]) -> int:
     """Compare, after pretraining a network if none is given."""
-    flags, recipe = parse_arguments()
+    flags, recipe = parse_arguments(args)
     cli.use_every_processor()
     logging.getLogger("cnn_jax").setLevel(logging.WARNING)
     dataset = load(recipe)
     if flags.init_from is not None:
+        check_examples(flags.examples, dataset)
         compare(flags, flags.init_from, dataset)
-        return
+        return 0
     half = len(dataset.class_names) // 2
+    if half < 2:
+        raise UsageError(f"{dataset.name} has too few classes to divide them: use 4 or more, or --init-from")
+    others = with_classes(dataset, range(half, len(dataset.class_names)))
+    check_examples(flags.examples, others)
     with tempfile.TemporaryDirectory() as directory:
         pretrain(recipe, with_classes(dataset, range(half)), Path(directory) / "run")
-        compare(flags, Path(directory) / "run", with_classes(dataset, range(half, len(dataset.class_names))))
+        compare(flags, Path(directory) / "run", others)
+    return 0
+
+
+def check_examples(numbers: Sequence[int], dataset: Dataset) -> None:
+    """Raise UsageError for numbers of examples per class that a class does not have, or an epoch no place for."""
+    counts = np.bincount(dataset.train.labels, minlength=len(dataset.class_names))
+    most = min(int(counts.min()), STEPS * BATCH_SIZE // len(counts))
+    if not all(1 <= number <= most for number in numbers):
+        raise UsageError(f"--examples must be from 1 to {most} for {dataset.name}")
 
 
 def pretrain(recipe: Config, dataset: Dataset, workdir: Path) -> None:
@@ -83,7 +101,7 @@ def compare(flags: argparse.Namespace, init_from: Path, dataset: Dataset) -> Non
         dataset=flags.dataset,
         **{name: getattr(pretrained, name) for name in KEPT},
         epochs=EPOCHS,
-        batch_size=50,
+        batch_size=BATCH_SIZE,
         optimizer="adamw",
         learning_rate=0.003,
         schedule="cosine",
@@ -106,23 +124,21 @@ def accuracy(config: Config, dataset: Dataset, number: int, seed: int) -> float:
     """The test accuracy after training on a number of examples per class."""
     from cnn_jax.runs.fit import fit
 
-    few = dataclasses.replace(dataset, train=choose(dataset.train, number, STEPS * config.batch_size, seed))
+    few = dataclasses.replace(dataset, train=choose(dataset.train, number, STEPS * BATCH_SIZE, seed))
     config = dataclasses.replace(config, seed=seed)
     with tempfile.TemporaryDirectory() as directory:
         return fit(config, Path(directory) / "run", dataset=few, report=False).history[-1].test_accuracy
 
 
 def choose(split: Split, number: int, size: int, seed: int) -> Split:
-    """A number of examples of each class, at random, repeated up to a size, or UsageError if they exceed it."""
+    """A number of examples of each class, at random, repeated up to a size."""
     rng = np.random.default_rng(seed)
     classes = [np.flatnonzero(split.labels == label) for label in np.unique(split.labels)]
-    if number * len(classes) > size:
-        raise UsageError(f"an epoch has {size} examples: set --examples to at most {size // len(classes)}")
     chosen = np.concatenate([rng.permutation(members)[:number] for members in classes])
     return split.subset(np.resize(chosen, size))
 
 
-def parse_arguments() -> tuple[argparse.Namespace, Config]:
+def parse_arguments(args: Sequence[str]) -> tuple[argparse.Namespace, Config]:
     """Parse the command line; return the flags of this script, and the recipe for the pretrained network."""
     parser = argparse.ArgumentParser(
         description="Compare training from random and from pretrained weights. Other flags are those of python -m "
@@ -133,7 +149,9 @@ def parse_arguments() -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--dataset", default="digits", help="dataset to train on (default: %(default)s)")
     parser.add_argument("--examples", type=int, nargs="+", default=[1, 3, 10, 30], help="examples per class")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default: %(default)s)")
-    flags, settings = parser.parse_known_args()
+    flags, settings = parse_known(parser, args)
+    if flags.seeds < 1:
+        raise UsageError("--seeds must be at least 1")
     words = ["--dataset", flags.dataset, *settings]
     if flags.init_from is None:
         return flags, read_recipe(["--config", "cpu", *words], NOT_FOLLOWED)
@@ -142,7 +160,4 @@ def parse_arguments() -> tuple[argparse.Namespace, Config]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CnnJaxError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(cli.run(main))

@@ -57,6 +57,9 @@ NOT_RUN = {
     "python scripts/speedrun.py --config cpu --epochs 2 --seeds 2 --pytorch": "needs PyTorch and minutes",
     "python scripts/speedrun.py --config cpu --model-depth 6 --model-width 24 --model-dropout 0.1 --shift 1 --epochs 1 "
     "--seeds 2 --pytorch": "the same",
+    "python scripts/speedrun.py --config cpu --model-width 48 --model-dropout 0.1 --epochs 1 --seeds 1 --pytorch": (
+        "the same"
+    ),
     "python -m cnn_jax.sweep --config tutorial --precision float32 bfloat16 --seeds 5": "needs minutes",
     "python scripts/compile_ahead.py --targets v5e-1 v5e-8 --presets cpu fast --json ahead.json": "needs libtpu",
     "python -m cnn_jax.train --dataset folder:big --cache-limit 1 --epochs 1 --batch-size 32 --model small "

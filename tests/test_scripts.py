@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cnn_jax.config import Config
-from cnn_jax.data import Split
+from cnn_jax.data import Dataset, Split
 from cnn_jax.errors import UsageError
 from cnn_jax.runs.fit import fit
 
@@ -71,13 +71,16 @@ def test_transfer_prints_a_table(tmp_path, pretrained):
 
 def test_few_examples_are_of_every_class_or_refused(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
-    from transfer import choose
+    from transfer import check_examples, choose
 
     labels = np.repeat(np.arange(5, dtype=np.int32), 30)
     split = Split(np.zeros((150, 2, 2, 1), np.uint8), labels)
     np.testing.assert_array_equal(np.bincount(choose(split, 4, 40, seed=0).labels), 5 * [8])
-    with pytest.raises(UsageError, match="set --examples to at most 8"):
-        choose(split, 9, 40, seed=0)
+    dataset = Dataset("squares", split, split, tuple("abcde"))
+    check_examples([1, 30], dataset)
+    for number in (0, -1, 31):
+        with pytest.raises(UsageError, match="--examples must be from 1 to 30 for squares"):
+            check_examples([1, number], dataset)
 
 
 def test_streaming_prints_a_table(tmp_path):
@@ -94,11 +97,20 @@ def test_streaming_prints_a_table(tmp_path):
     [
         (["speedrun.py", "--config", "cpa"], "error: no preset or file 'cpa'; did you mean 'cpu'?"),
         (["speedrun.py", "--epoch", "1"], "error: unknown argument '--epoch'; did you mean '--epochs'?"),
-        (["speedrun.py", "--patience", "2"], "error: this script does not follow --patience: leave it out"),
-        (["speedrun.py", "--workdir", "runs/a"], "error: this script does not follow --workdir: leave it out"),
+        (
+            ["speedrun.py", "--target_accuracy", "0.5"],
+            "error: this script needs the default of --target-accuracy, none",
+        ),
+        (["speedrun.py", "--workdir", "runs/a"], "error: this script needs the default of --workdir, none"),
         (["transfer.py", "--init-from", "nothing"], "error: "),
-        (["transfer.py", "--init-from", "a", "--epochs", "2"], "error: this script does not follow --epochs"),
-        (["transfer.py", "--validation-fraction", "0.1"], "error: this script does not follow --validation-fraction"),
+        (["transfer.py", "--init-from", "a", "--epochs", "2"], "error: this script needs the default of --epochs, "),
+        (
+            ["transfer.py", "--validation-fraction", "0.1"],
+            "error: this script needs the default of --validation-fraction, 0.0",
+        ),
+        (["transfer.py", "--seeds", "0"], "error: --seeds must be at least 1"),
+        (["transfer.py", "--examples", "200"], "error: --examples must be from 1 to "),
+        (["speedrun.py", "--dataset", "digits", "--json", "missing/x.json"], "error: cannot write "),
         (["transfer.py", "--model-depth", "5"], "error: --model-depth must be a multiple of 3"),
     ],
 )

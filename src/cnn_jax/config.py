@@ -94,7 +94,7 @@ class ModelConfig(Settings):
 
     model: Name = setting("the network architecture; python -m cnn_jax.models lists them", default="cnn")
     model_depth: Dimension | None = setting(
-        "number of layers, as models with a choice count them (default: the model's own)", default=None
+        "number of layers: for small a multiple of 3, for wide_resnet 6n + 4 (default: the model's own)", default=None
     )
     model_width: Dimension | None = setting(
         "width of the layers, for models of any width (default: the model's own)", default=None
